@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The attention sublayer: sliding window, CSA and HCA share everything but where compressed entries come
+/// from.
+#pragma once
+
+#include <dsv4/blocks/attention_cache.hpp>
+#include <dsv4/blocks/kv_compressor.hpp>
+#include <dsv4/ops/index_topk.hpp>
+#include <dsv4/ops/linear.hpp>
+#include <dsv4/ops/sparse_attention.hpp>
+
+#include <cmath>
+#include <span>
+
+namespace dsv4 {
+
+template <class T, space S = space::host>
+struct indexer_parameters {
+  matrix_view<T, S> q_b;      // (index_n_heads * index_head_dim, q_lora_rank)
+  matrix_view<T, S> weights;  // (index_n_heads, hidden)
+  compressor_parameters<T, S> compressor;
+};
+
+template <class T, space S = space::host>
+struct attention_parameters {
+  matrix_view<T, S> q_a;                   // (q_lora_rank, hidden)
+  vector_view<T, S> q_norm;                // (q_lora_rank)
+  matrix_view<T, S> q_b;                   // (heads * head_dim, q_lora_rank)
+  matrix_view<T, S> kv;                    // (head_dim, hidden)
+  vector_view<T, S> kv_norm;               // (head_dim)
+  vector_view<T, S> sinks;                 // (heads)
+  tensor_view<T, S> o_a;                   // (groups, o_lora_rank, heads * head_dim / groups)
+  matrix_view<T, S> o_b;                   // (hidden, groups * o_lora_rank)
+  compressor_parameters<T, S> compressor;  // CSA and HCA
+  indexer_parameters<T, S> indexer;        // CSA
+};
+
+/// The next `rows` tokens of one sequence: rows [first_row, first_row + rows) of the batch.
+template <class T, space S = space::host>
+struct attention_segment {
+  attention_cache<T, S>* cache;
+  std::int64_t position;  ///< of the first token
+  std::int64_t first_row;
+  std::int64_t rows;
+};
+
+/// y = attention(x), x already normalised (specification, sections 5 to 7). Prefill, chunks and decode are
+/// this same code: a segment attends to what its cache holds and to its own earlier rows, then extends the
+/// cache.
+template <attention_config A, numerics_config Q, class T, space S, policy P>
+void attention(const P& p, workspace& w, const attention_parameters<T, S>& parameters, double norm_eps,
+               std::span<const attention_segment<T, S>> segments, matrix_view<const T, S> x,
+               matrix_view<T, S> y) {
+  if (segments.empty()) return;
+  workspace::scope scope(w);
+  const attention_kind kind = segments.front().cache->kind();
+  const bool csa = kind == attention_kind::csa, compressed = kind != attention_kind::sliding;
+  const std::int64_t rows = x.extent[0], heads = A.num_attention_heads, dim = A.head_dim, groups = A.o_groups;
+  const std::int64_t index_heads = csa ? A.index_n_heads : 0, index_dim = csa ? A.index_head_dim : 0;
+  const rope_frequencies frequencies = layer_rope_frequencies(A, kind);
+  const double scale = 1 / std::sqrt(double(dim));
+
+  // Projections of all rows at once.
+  const auto q_latent = w.take<T>(rows, A.q_lora_rank);
+  const auto q = w.take<T>(rows, heads, dim), o = w.take<T>(rows, heads, dim);
+  const auto kv = w.take<T>(rows, dim);
+  linear<T, S>::forward(p, {x, parameters.q_a}, {q_latent});
+  rms_norm<T, S>::forward(p, {q_latent, parameters.q_norm, norm_eps}, {q_latent});
+  linear<T, S>::forward(p, {q_latent, parameters.q_b}, {q.reshape(rows, heads * dim)});
+  rms_norm<T, S>::forward(p, {q.reshape(rows * heads, dim), {}, norm_eps}, {q.reshape(rows * heads, dim)});
+  linear<T, S>::forward(p, {x, parameters.kv}, {kv});
+  rms_norm<T, S>::forward(p, {kv, parameters.kv_norm, norm_eps}, {kv});
+
+  matrix_view<T, S> pool_kv, pool_gate, index_kv, index_gate, index_weights;
+  tensor_view<T, S> index_q;
+  const auto project = [&](const matrix_view<T, S>& weight) {
+    const auto out = w.take<T>(rows, weight.extent[0]);
+    linear<T, S>::forward(p, {x, weight}, {out});
+    return out;
+  };
+  if (compressed) {
+    pool_kv = project(parameters.compressor.kv);
+    pool_gate = project(parameters.compressor.gate);
+  }
+  if (csa) {
+    index_kv = project(parameters.indexer.compressor.kv);
+    index_gate = project(parameters.indexer.compressor.gate);
+    index_weights = project(parameters.indexer.weights);
+    index_q = w.take<T>(rows, index_heads, index_dim);
+    linear<T, S>::forward(p, {q_latent, parameters.indexer.q_b},
+                          {index_q.reshape(rows, index_heads * index_dim)});
+  }
+
+  for (const auto& segment : segments) {
+    workspace::scope per_segment(w);
+    attention_cache<T, S>& cache = *segment.cache;
+    const std::int64_t n = segment.rows, position = segment.position, end = position + n,
+                       row = segment.first_row;
+    if (n == 0) continue;
+    const auto own_q = q.rows(row, n), own_o = o.rows(row, n);
+    const auto own_kv = kv.rows(row, n);
+    rope<T, S>::forward(p, {frequencies, position}, {own_q});
+    rope<T, S>::forward(p, {frequencies, position}, {own_kv.reshape(n, 1, dim)});
+    if constexpr (Q.kv_fp8) store_numerics<T, S>(p, block_format::fp8_kv, A.qk_rope_head_dim, own_kv);
+
+    // Window keys: the rows before this segment, then its own.
+    const std::int64_t oldest = std::max<std::int64_t>(0, position - A.sliding_window + 1),
+                       before = position - oldest;
+    auto local = own_kv;
+    if (before > 0) {
+      local = w.take<T>(before + n, dim);
+      cache.window.load(p, oldest, position, local.rows(0, before));
+      copy_rows<T, S>::forward(p, {own_kv, 0, before, n}, {local});
+    }
+
+    // Entries that this segment completes are visible to it at once.
+    std::int64_t ratio = 0;
+    matrix_view<T, S> entries;
+    matrix_view<std::int32_t, S> selected;
+    if (compressed) {
+      compress<T, S>(p, w, parameters.compressor, frequencies, norm_eps, Q.kv_fp8, block_format::fp8_kv, csa,
+                     position, pool_kv.rows(row, n), pool_gate.rows(row, n), cache.main);
+      ratio = A.compress_ratio(kind);
+      entries = cache.main.entries.view();
+    }
+    if (csa) {
+      const auto own_index_q = index_q.rows(row, n);
+      rope<T, S>::forward(p, {frequencies, position}, {own_index_q});
+      if constexpr (Q.index_fp4)
+        store_numerics<T, S>(p, block_format::mxfp4, A.qk_rope_head_dim,
+                             own_index_q.reshape(n * index_heads, index_dim));
+      compress<T, S>(p, w, parameters.indexer.compressor, frequencies, norm_eps, Q.index_fp4,
+                     block_format::mxfp4, true, position, index_kv.rows(row, n), index_gate.rows(row, n),
+                     cache.index);
+      // Where every visible entry is kept there is nothing to select.
+      if (end / ratio > A.index_topk) {
+        selected = w.take<std::int32_t>(n, std::int64_t{A.index_topk});
+        index_topk<T, S>::forward(
+            p, {own_index_q, cache.index.entries.view(), index_weights.rows(row, n), position, ratio},
+            {selected});
+      }
+    }
+    sparse_attention<T, S>::forward(
+        p,
+        {own_q, local, entries, selected, parameters.sinks, position, oldest, A.sliding_window, ratio, scale},
+        {own_o});
+    rope<T, S>::forward(p, {frequencies, position, 1, true}, {own_o});
+    cache.window.store(p, own_kv, position);
+  }
+
+  const auto grouped = w.take<T>(rows, groups, A.o_lora_rank);
+  batched_linear<T, S>::forward(p, {o.reshape(rows, groups, heads * dim / groups), parameters.o_a},
+                                {grouped});
+  linear<T, S>::forward(p, {grouped.reshape(rows, groups * A.o_lora_rank), parameters.o_b}, {y});
+}
+
+}  // namespace dsv4

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Turns groups of tokens into compressed entries, one chunk of a sequence at a time.
+#pragma once
+
+#include <dsv4/blocks/attention_cache.hpp>
+#include <dsv4/config/numerics.hpp>
+#include <dsv4/exec/workspace.hpp>
+#include <dsv4/ops/compress_pool.hpp>
+#include <dsv4/ops/hadamard.hpp>
+#include <dsv4/ops/rms_norm.hpp>
+#include <dsv4/ops/rope.hpp>
+#include <dsv4/ops/round_trip.hpp>
+
+namespace dsv4 {
+
+template <class T, space S = space::host>
+struct compressor_parameters {
+  matrix_view<T, S> kv, gate;       // (D or 2D, hidden)
+  matrix_view<T, S> position_bias;  // (m, D or 2D)
+  vector_view<T, S> norm;           // (D)
+};
+
+/// What happens to an entry between pooling and the cache.
+template <class T, space S, policy P>
+void store_numerics(const P& p, block_format format, int rope_dim, matrix_view<T, S> x) {
+  if (format == block_format::mxfp4) {
+    hadamard<T, S>::forward(p, {}, {x});
+    round_trip<T, S>::forward(p, {format}, {x});
+  } else {
+    round_trip<T, S>::forward(p, {format}, {x.columns(0, x.extent[1] - rope_dim)});
+  }
+}
+
+/// Takes the projections (rows of kv and gate, the first at `position`) of the next tokens of one sequence,
+/// appends the entries that they complete to the cache, and remembers what later entries need (specification,
+/// section 6). Entry i = norm(pool of group i), rotated at position i m, then rounded to `format` when
+/// `quantised`.
+template <class T, space S, policy P>
+void compress(const P& p, workspace& w, const compressor_parameters<T, S>& parameters,
+              const rope_frequencies& frequencies, double norm_eps, bool quantised, block_format format,
+              bool overlap, std::int64_t position, matrix_view<const T, S> kv, matrix_view<const T, S> gate,
+              compressor_cache<T, S>& cache) {
+  workspace::scope scope(w);
+  const std::int64_t m = parameters.position_bias.extent[0], rows = kv.extent[0], width = kv.extent[1];
+  const std::int64_t first = position / m, entries = (position + rows) / m - first;
+  if (entries > 0) {
+    const std::int64_t oldest = std::max<std::int64_t>(0, first - (overlap ? 1 : 0)) * m,
+                       before = position - oldest;
+    auto all_kv = kv, all_gate = gate;
+    if (before > 0) {
+      const auto joined_kv = w.take<T>(before + rows, width), joined_gate = w.take<T>(before + rows, width);
+      cache.kv.load(p, oldest, position, joined_kv.rows(0, before));
+      cache.gate.load(p, oldest, position, joined_gate.rows(0, before));
+      copy_rows<T, S>::forward(p, {kv, 0, before, rows}, {joined_kv});
+      copy_rows<T, S>::forward(p, {gate, 0, before, rows}, {joined_gate});
+      all_kv = joined_kv, all_gate = joined_gate;
+    }
+    cache.entries.reserve(p, first + entries, first);
+    const auto fresh = cache.entries.view().rows(first, entries);
+    compress_pool<T, S>::forward(p, {all_kv, all_gate, parameters.position_bias, oldest, first, overlap},
+                                 {fresh});
+    rms_norm<T, S>::forward(p, {fresh, parameters.norm, norm_eps}, {fresh});
+    rope<T, S>::forward(p, {frequencies, first * m, m}, {fresh.reshape(entries, 1, fresh.extent[1])});
+    if (quantised) store_numerics<T, S>(p, format, 2 * frequencies.pairs, fresh);
+  }
+  cache.kv.store(p, kv, position);
+  cache.gate.store(p, gate, position);
+}
+
+}  // namespace dsv4

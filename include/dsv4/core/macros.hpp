@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The only header that looks at the compiler's identity.
+#pragma once
+
+#if defined(__CUDACC__)
+#define DSV4_HOST_DEVICE __host__ __device__
+#else
+#define DSV4_HOST_DEVICE
+#endif
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDACC__)
+#define DSV4_X86_KERNELS 1  ///< AVX2 kernels are compiled, and chosen at run time
+#else
+#define DSV4_X86_KERNELS 0
+#endif

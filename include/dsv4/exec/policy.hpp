@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What an execution policy is, and how an op finds its implementation.
+#pragma once
+
+#include <dsv4/tensor/view.hpp>
+
+#include <concepts>
+#include <string_view>
+
+namespace dsv4 {
+
+/// An execution policy: a small value that says where the data lives and who computes.
+template <class P>
+concept policy = requires {
+  { P::memory } -> std::convertible_to<space>;
+  { P::name } -> std::convertible_to<std::string_view>;
+};
+
+/// The implementation of `Op` under policy `P`: a class with a static `forward`. Declared here, specialised
+/// by `ops/<stem>.hpp` (reference), `ops/cpu/<stem>.hpp` and users' own policies. To see every implementation
+/// of an op, search for `kernel<op`.
+template <class Op, class P>
+struct kernel {
+  static_assert(sizeof(Op) == 0,
+                "dsv4: this op has no kernel for this policy here; include <dsv4/cpu.hpp> for exec::cpu, or "
+                "specialise dsv4::kernel<Op, Policy> for your own policy");
+};
+
+namespace detail {
+/// Public `forward` functions end in this one line.
+template <class Op, policy P, class... Arguments>
+void dispatch(const P& p, const Arguments&... arguments) {
+  static_assert(Op::memory == P::memory,
+                "dsv4: the op's views live in another memory space than the policy's");
+  kernel<Op, P>::forward(p, arguments...);
+}
+}  // namespace detail
+
+}  // namespace dsv4

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+/// A fixed set of worker threads that run index ranges.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace dsv4::exec {
+
+/// `threads - 1` workers plus the calling thread. One parallel region at a time; calls from several threads
+/// queue.
+class thread_pool {
+ public:
+  explicit thread_pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  }
+  thread_pool(const thread_pool&) = delete;
+  thread_pool& operator=(const thread_pool&) = delete;
+  ~thread_pool() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_.store(true);
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (auto& w : workers_) w.join();
+  }
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls task(i) for every i in [0, count), each exactly once, in no fixed order. The first exception of a
+  /// task is rethrown here after all have ended. Tasks must not call run() on the same pool.
+  template <class Task>
+  void run(std::int64_t count, const Task& task) {
+    if (count <= 0) return;
+    if (workers_.empty() || count == 1) {
+      for (std::int64_t i = 0; i < count; ++i) task(i);
+      return;
+    }
+    std::lock_guard region(region_);
+    {
+      std::lock_guard lock(mutex_);
+      job_ = [](const void* t, std::int64_t i) { (*static_cast<const Task*>(t))(i); };
+      context_ = &task;
+      count_ = count;
+      next_.store(0);
+      running_.store(static_cast<int>(workers_.size()));
+      failure_ = nullptr;
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    drain();
+    // Regions are short: spinning a little is cheaper than sleeping.
+    for (int spin = 0; running_.load(std::memory_order_acquire) != 0; ++spin) {
+      if (spin > 2000) std::this_thread::yield();
+    }
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void drain() {
+    for (std::int64_t i; (i = next_.fetch_add(1)) < count_;) {
+      try {
+        job_(context_, i);
+      } catch (...) {
+        std::lock_guard lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+      }
+    }
+  }
+  void work() {
+    std::uint64_t seen = 0;
+    for (;;) {
+      // A decode step is a train of small regions: stay awake for a moment before sleeping.
+      for (int spin = 0; spin < 20000 && generation_.load(std::memory_order_acquire) == seen; ++spin) {
+      }
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load() != seen; });
+        seen = generation_.load();
+        if (stop_.load()) return;
+      }
+      drain();
+      running_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex region_, mutex_;
+  std::condition_variable wake_;
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<bool> stop_{false};
+  std::atomic<int> running_{0};
+  std::atomic<std::int64_t> next_{0};
+  std::int64_t count_ = 0;
+  const void* context_ = nullptr;
+  void (*job_)(const void*, std::int64_t) = nullptr;
+  std::exception_ptr failure_;
+};
+
+}  // namespace dsv4::exec

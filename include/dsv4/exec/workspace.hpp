@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Scratch memory that the caller owns and blocks borrow.
+#pragma once
+
+#include <dsv4/tensor/view.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace dsv4 {
+
+/// A stack of host memory. Blocks take views from it inside a `scope` and give them back at its end.
+/// It grows when a larger call comes (never while the same sizes repeat); `high_water()` tells what was
+/// needed.
+class workspace {
+ public:
+  workspace() = default;
+  /// Reserves `bytes` at once, so that calls which need no more never allocate.
+  explicit workspace(std::size_t bytes) { blocks_.push_back(block(bytes)); }
+
+  /// A dense uninitialised array.
+  template <class T, class... I>
+  view<T, static_cast<int>(sizeof...(I))> take(I... extents) {
+    const std::int64_t count = (std::int64_t{1} * ... * static_cast<std::int64_t>(extents));
+    return {reinterpret_cast<T*>(raw(static_cast<std::size_t>(count) * sizeof(T))), extents...};
+  }
+
+  std::size_t high_water() const { return high_water_; }
+  std::size_t capacity() const {
+    std::size_t n = 0;
+    for (const auto& b : blocks_) n += b.size;
+    return n;
+  }
+
+  /// Everything taken during its life is given back at its end.
+  class scope {
+   public:
+    explicit scope(workspace& w) : w_(w), block_(w.current_), offset_(w.offset_), used_(w.used_) {}
+    scope(const scope&) = delete;
+    scope& operator=(const scope&) = delete;
+    ~scope() { w_.current_ = block_, w_.offset_ = offset_, w_.used_ = used_; }
+
+   private:
+    workspace& w_;
+    std::size_t block_, offset_, used_;
+  };
+
+ private:
+  static constexpr std::size_t alignment = 64;
+  struct release {
+    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{alignment}); }
+  };
+  struct block {
+    explicit block(std::size_t n)
+        : data(static_cast<std::byte*>(::operator new (n, std::align_val_t{alignment}))), size(n) {}
+    std::unique_ptr<std::byte, release> data;
+    std::size_t size;
+  };
+
+  std::byte* raw(std::size_t bytes) {
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    while (current_ < blocks_.size() && offset_ + bytes > blocks_[current_].size) ++current_, offset_ = 0;
+    if (current_ == blocks_.size())
+      blocks_.push_back(block(bytes > (std::size_t{1} << 20) ? bytes : (std::size_t{1} << 20)));
+    std::byte* p = blocks_[current_].data.get() + offset_;
+    offset_ += bytes, used_ += bytes;
+    if (used_ > high_water_) high_water_ = used_;
+    return p;
+  }
+
+  std::vector<block> blocks_;
+  std::size_t current_ = 0, offset_ = 0, used_ = 0, high_water_ = 0;
+};
+
+}  // namespace dsv4

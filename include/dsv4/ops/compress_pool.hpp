@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Gated pooling of groups of tokens into one entry: the heart of the KV compressor.
+#pragma once
+
+#include <dsv4/core/expects.hpp>
+#include <dsv4/exec/cpu.hpp>
+#include <dsv4/exec/reference.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace dsv4 {
+/// Entry i pools the tokens of group i, and with `overlap` also those of group i - 1, by a softmax over
+/// tokens taken separately for every channel (specification, section 6):
+///   without overlap   y_i[f] = sum_t softmax_t(gate_t[f] + bias[t mod m, f]) kv_t[f],   t in group i
+///   with overlap      the projections are 2D wide; group i - 1 enters with its first D channels, group i
+///   with its
+///                     last D; the softmax runs over all 2m tokens. Entry 0 has no previous group.
+/// Row r of kv and gate is the token at position first_position + r. Each entry's tokens must be among the
+/// rows.
+template <class T, space S = space::host>
+struct compress_pool {
+  static constexpr space memory = S;
+  struct inputs {
+    matrix_view<const T, S> kv;    // (R, D) or with overlap (R, 2D)
+    matrix_view<const T, S> gate;  // like kv
+    matrix_view<const T, S> bias;  // (m, D) or (m, 2D)
+    std::int64_t first_position;
+    std::int64_t first_entry;
+    bool overlap;
+  };
+  struct outputs {
+    matrix_view<T, S> y;  // (entries, D)
+  };
+
+  template <policy P>
+  static void forward(const P& p, const inputs& in, const outputs& out) {
+    const std::int64_t m = in.bias.extent[0], width = out.y.extent[1] * (in.overlap ? 2 : 1);
+    expect_extent("compress_pool", "kv width", in.kv.extent[1], width);
+    expect_extent("compress_pool", "gate width", in.gate.extent[1], width);
+    expect_extent("compress_pool", "gate rows", in.gate.extent[0], in.kv.extent[0]);
+    expect_extent("compress_pool", "bias width", in.bias.extent[1], width);
+    if (out.y.extent[0] > 0) {
+      const std::int64_t oldest = std::max<std::int64_t>(0, in.first_entry - (in.overlap ? 1 : 0)) * m;
+      expect(in.first_position <= oldest, "compress_pool", "first_position",
+             "at most " + std::to_string(oldest), in.first_position);
+      expect(in.first_position + in.kv.extent[0] >= (in.first_entry + out.y.extent[0]) * m, "compress_pool",
+             "kv rows", "every token of the entries", in.kv.extent[0]);
+    }
+    detail::dispatch<compress_pool>(p, in, out);
+  }
+};
+
+template <class T>
+struct kernel<compress_pool<T>, exec::reference> {
+  using op = compress_pool<T>;
+  static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
+    const std::int64_t m = in.bias.extent[0], width = out.y.extent[1];
+    for (std::int64_t i = 0; i < out.y.extent[0]; ++i)
+      for (std::int64_t f = 0; f < width; ++f) {
+        const std::int64_t start = (in.first_entry + i) * m;  // position of the group's first token
+        const std::int64_t begin = in.overlap && start > 0 ? start - m : start;
+        const auto channel = [&](std::int64_t t) { return in.overlap && t >= start ? width + f : f; };
+        const auto logit = [&](std::int64_t t) {
+          return double(in.gate(t - in.first_position, channel(t))) + double(in.bias(t % m, channel(t)));
+        };
+        double top = -std::numeric_limits<double>::infinity(), sum = 0, value = 0;
+        for (std::int64_t t = begin; t < start + m; ++t) top = std::max(top, logit(t));
+        for (std::int64_t t = begin; t < start + m; ++t) {
+          const double w = std::exp(logit(t) - top);
+          sum += w;
+          value += w * double(in.kv(t - in.first_position, channel(t)));
+        }
+        out.y(i, f) = T(value / sum);
+      }
+  }
+};
+
+template <class T>
+struct kernel<compress_pool<T>, exec::cpu>;  // in ops/cpu/compress_pool.hpp
+
+}  // namespace dsv4

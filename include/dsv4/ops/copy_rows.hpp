@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Copies consecutive rows in and out of rings.
+#pragma once
+
+#include <dsv4/core/expects.hpp>
+#include <dsv4/exec/cpu.hpp>
+#include <dsv4/exec/reference.hpp>
+
+#include <algorithm>
+
+namespace dsv4 {
+
+/// destination[(destination_first + i) mod rows(destination)] = source[(source_first + i) mod rows(source)],
+/// i < count.
+template <class T, space S = space::host>
+struct copy_rows {
+  static constexpr space memory = S;
+  struct inputs {
+    matrix_view<const T, S> source;  // (R, D)
+    std::int64_t source_first;
+    std::int64_t destination_first;
+    std::int64_t count;
+  };
+  struct outputs {
+    matrix_view<T, S> destination;  // (R', D)
+  };
+
+  template <policy P>
+  static void forward(const P& p, const inputs& in, const outputs& out) {
+    if (in.count == 0) return;
+    expect_extent("copy_rows", "destination width", out.destination.extent[1], in.source.extent[1]);
+    expect(in.count <= in.source.extent[0] && in.count <= out.destination.extent[0], "copy_rows", "count",
+           "at most the rows of either side", in.count);
+    detail::dispatch<copy_rows>(p, in, out);
+  }
+};
+
+template <class T>
+struct kernel<copy_rows<T>, exec::reference> {
+  using op = copy_rows<T>;
+  static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
+    for (std::int64_t i = 0; i < in.count; ++i) {
+      const auto from = in.source[(in.source_first + i) % in.source.extent[0]];
+      const auto to = out.destination[(in.destination_first + i) % out.destination.extent[0]];
+      std::copy(from.data, from.data + from.extent[0], to.data);
+    }
+  }
+};
+
+/// A copy: nothing to win over the reference.
+template <class T>
+struct kernel<copy_rows<T>, exec::cpu> : kernel<copy_rows<T>, exec::reference> {};
+
+}  // namespace dsv4

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Root-mean-square normalisation, weighted or not.
+#pragma once
+
+#include <dsv4/core/expects.hpp>
+#include <dsv4/exec/cpu.hpp>
+#include <dsv4/exec/reference.hpp>
+
+#include <cmath>
+
+namespace dsv4 {
+/// y[t, i] = w[i] x[t, i] / sqrt(mean_i x[t, i]^2 + eps); w = 1 when `weight` is empty (the per-head query
+/// norm). Statistics in at least float. y may be x.
+template <class T, space S = space::host>
+struct rms_norm {
+  static constexpr space memory = S;
+  struct inputs {
+    matrix_view<const T, S> x;       // (N, D)
+    vector_view<const T, S> weight;  // (D) or empty
+    double eps;
+  };
+  struct outputs {
+    matrix_view<T, S> y;  // (N, D)
+  };
+
+  template <policy P>
+  static void forward(const P& p, const inputs& in, const outputs& out) {
+    if (in.weight.data) expect_extent("rms_norm", "weight", in.weight.extent[0], in.x.extent[1]);
+    expect_extent("rms_norm", "y rows", out.y.extent[0], in.x.extent[0]);
+    expect_extent("rms_norm", "y columns", out.y.extent[1], in.x.extent[1]);
+    detail::dispatch<rms_norm>(p, in, out);
+  }
+};
+
+template <class T>
+struct kernel<rms_norm<T>, exec::reference> {
+  using op = rms_norm<T>;
+  static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
+    const std::int64_t width = in.x.extent[1];
+    for (std::int64_t t = 0; t < in.x.extent[0]; ++t) {
+      double squares = 0;
+      for (std::int64_t i = 0; i < width; ++i) squares += double(in.x(t, i)) * double(in.x(t, i));
+      const double r = 1 / std::sqrt(squares / double(width) + in.eps);
+      for (std::int64_t i = 0; i < width; ++i)
+        out.y(t, i) = T(double(in.x(t, i)) * r * (in.weight.data ? double(in.weight(i)) : 1.0));
+    }
+  }
+};
+
+template <class T>
+struct kernel<rms_norm<T>, exec::cpu>;  // in ops/cpu/rms_norm.hpp
+
+}  // namespace dsv4
