@@ -8,7 +8,7 @@ Every *.safetensors of IN_DIR is written to OUT_DIR without
   buffer.*rotary_emb*     frequency tables (a function of the configuration),
   hidden.0                the embedding rows, copied n_hc times: param.model.embed_tokens.weight[tokens],
   hidden.<last>           the input of the head; `logits` is that times param.lm_head.weight,
-  hidden.<odd>            in files with more than three layers.
+  part of hidden.<i>      in files with more than three layers: the first CUT tokens of the first sequence are kept.
 Whatever is kept is bit-identical, and so is the metadata. The script re-reads what it wrote and checks this.
 """
 import pathlib
@@ -22,8 +22,15 @@ def kept(name, layers):
         return False
     if name.startswith("hidden."):
         i = int(name.split(".")[1])
-        return 0 < i < layers and (layers <= 3 or i % 2 == 0)
+        return 0 < i < layers
     return True
+
+
+CUT = 52
+
+
+def cut(name, tensor, layers):
+    return tensor[:1, :CUT] if name.startswith("hidden.") and layers > 3 else tensor
 
 
 def main(source, target):
@@ -32,13 +39,13 @@ def main(source, target):
     for path in sorted(source.glob("*.safetensors")):
         tensors, metadata = tensorfile.read(path)
         layers = max(int(n.split(".")[1]) for n in tensors if n.startswith("hidden."))
-        subset = {n: t for n, t in tensors.items() if kept(n, layers)}
+        subset = {n: cut(n, t, layers) for n, t in tensors.items() if kept(n, layers)}
         out = target / path.name
         tensorfile.write(out, subset, metadata)
         again, meta = tensorfile.read(out)
         assert meta == metadata and again.keys() == subset.keys()
         for name, tensor in again.items():
-            old = tensors[name]
+            old = cut(name, tensors[name], layers)
             assert tensor.dtype == old.dtype and tensor.shape == old.shape and tensor.tobytes() == old.tobytes(), name
         size = out.stat().st_size
         total += size

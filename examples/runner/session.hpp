@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+/// One model, one sequence: prefill in chunks, decode, perplexity, dumps.
+#pragma once
+
+#include "console.hpp"
+#include <dsv4/cpu.hpp>
+#include <dsv4/io/checkpoint.hpp>
+#include <dsv4/io/config_json.hpp>
+#include <dsv4/model/sampler.hpp>
+#include <dsv4/model/transformer.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace runner {
+
+struct options {
+  std::filesystem::path model;  ///< empty: the embedded model
+  std::string prompt;
+  std::int64_t max_tokens = 128, chunk = 512;
+  double temperature = 0, top_p = 1;
+  std::uint64_t seed = 0;
+  int threads = 0;
+  std::filesystem::path perplexity, dump_file = "dump.safetensors";
+  int dump_layer = -1;
+  bool dump_logits = false;
+};
+
+constexpr int exit_interrupted = 130;
+
+template <dsv4::model_config C>
+class session {
+  using model = dsv4::transformer<C, float>;
+
+ public:
+  explicit session(const options& o)
+      : options_(o), cpu_(o.threads > 0 ? dsv4::exec::cpu(o.threads) : dsv4::exec::cpu()) {
+    if (o.model.empty()) {
+      dsv4::initialise_by_name(weights_);
+      std::fprintf(stderr, "embedded model: %.1fM random weights, so the text below is noise\n",
+                   double(dsv4::count_parameters(C).with_mtp()) / 1e6);
+    } else {
+      dsv4::io::load_parameters(dsv4::io::safetensors_checkpoint(o.model), weights_);
+    }
+  }
+
+  /// The program's exit status.
+  int run() {
+    if (!options_.perplexity.empty()) return perplexity();
+    if (options_.dump_layer >= 0 || options_.dump_logits) return dump();
+    return generate();
+  }
+
+ private:
+  static std::vector<std::int32_t> encode(const std::string& text) {
+    std::vector<std::int32_t> tokens{C.bos_token_id};
+    for (unsigned char c : text) tokens.push_back(c);
+    return tokens;
+  }
+
+  /// One call of the model over `tokens`; `observe` as in transformer::forward.
+  template <class Observer = typename model::no_observer>
+  void extend(std::span<const std::int32_t> tokens, dsv4::logit_rows rows, std::vector<float>& logits,
+              const Observer& observe = {}) {
+    const auto count = static_cast<std::int64_t>(tokens.size());
+    const typename model::segment segment{&state_, count};
+    const std::int64_t wanted = model::logit_count(std::span(&segment, 1), rows);
+    logits.resize(static_cast<std::size_t>(wanted * C.vocab_size));
+    model::forward(cpu_, workspace_, weights_.views(), {std::span(&segment, 1), {tokens.data(), count}, rows},
+                   {{logits.data(), wanted, C.vocab_size}, {}}, observe);
+  }
+
+  /// Calls body(chunk) for the tokens in chunks, with a progress line; false when interrupted.
+  template <class Body>
+  bool in_chunks(std::span<const std::int32_t> tokens, const char* label, const Body& body) {
+    progress_line line(label, static_cast<std::int64_t>(tokens.size()));
+    for (std::size_t at = 0; at < tokens.size();) {
+      if (interrupted()) return false;
+      const std::size_t count = std::min(static_cast<std::size_t>(options_.chunk), tokens.size() - at);
+      body(tokens.subspan(at, count), at);
+      line.show(static_cast<std::int64_t>(at += count));
+    }
+    return true;
+  }
+
+  int generate() {
+    const auto tokens = encode(options_.prompt);
+    std::vector<float> logits;
+    const stopwatch prefill;
+    const bool whole = in_chunks(tokens, "prefill", [&](auto chunk, std::size_t at) {
+      extend(chunk, at + chunk.size() == tokens.size() ? dsv4::logit_rows::last : dsv4::logit_rows::none,
+             logits);
+    });
+    if (!whole) return exit_interrupted;
+    const double prefill_seconds = prefill.seconds();
+
+    std::fputs(options_.prompt.c_str(), stdout);
+    dsv4::sampler sample(options_.temperature, options_.top_p, options_.seed);
+    const stopwatch decode;
+    std::int64_t made = 0;
+    for (; made < options_.max_tokens && !interrupted(); ++made) {
+      const std::int32_t next = sample(std::span<const float>(logits));
+      if (next == C.eos_token_id) break;
+      if (next < 256) std::fputc(next, stdout), std::fflush(stdout);
+      if (made + 1 < options_.max_tokens) extend(std::span(&next, 1), dsv4::logit_rows::last, logits);
+    }
+    const double decode_seconds = decode.seconds();
+    std::fputc('\n', stdout);
+    std::fprintf(
+        stderr,
+        "prefill %zu tokens, %.1f tokens/s; decode %lld tokens, %.1f tokens/s; cache %s; peak memory %s\n",
+        tokens.size(), double(tokens.size()) / prefill_seconds, static_cast<long long>(made),
+        double(made) / decode_seconds, bytes_text(state_.bytes()).c_str(), bytes_text(peak_memory()).c_str());
+    return interrupted() ? exit_interrupted : 0;
+  }
+
+  int perplexity() {
+    const auto tokens = encode(read_file(options_.perplexity));
+    const std::span all(tokens);
+    std::vector<float> logits;
+    double sum = 0;
+    std::int64_t predicted = 0;
+    const bool whole = in_chunks(all, "perplexity", [&](auto chunk, std::size_t at) {
+      extend(chunk, dsv4::logit_rows::all, logits);
+      for (std::size_t i = 0; i < chunk.size() && at + i + 1 < all.size(); ++i, ++predicted) {
+        const std::span row(logits.data() + i * C.vocab_size, std::size_t{C.vocab_size});
+        const double top = *std::max_element(row.begin(), row.end());
+        double total = 0;
+        for (float v : row) total += std::exp(double(v) - top);
+        sum += top + std::log(total) - double(row[static_cast<std::size_t>(all[at + i + 1])]);
+      }
+    });
+    if (!whole) return exit_interrupted;
+    const double mean = predicted ? sum / double(predicted) : 0;
+    std::printf("%lld tokens, %.4f nats per token, perplexity %.4f\n", static_cast<long long>(predicted),
+                mean, std::exp(mean));
+    return 0;
+  }
+
+  /// The prompt's streams before a layer, and its logits, as a safetensors file.
+  int dump() {
+    if (options_.dump_layer > C.num_hidden_layers())
+      throw dsv4::contract_error("dsv4-run", "--dump-layer", "0 to " + std::to_string(C.num_hidden_layers()),
+                                 std::to_string(options_.dump_layer));
+    const auto tokens = encode(options_.prompt);
+    const auto length = static_cast<std::int64_t>(tokens.size());
+    constexpr std::int64_t n = C.hyper_connection.hc_mult, width = C.hidden_size;
+    std::vector<float> logits, all_logits, streams;
+    const bool whole = in_chunks(tokens, "prefill", [&](auto chunk, std::size_t) {
+      extend(chunk, options_.dump_logits ? dsv4::logit_rows::all : dsv4::logit_rows::none, logits,
+             [&](int layer, dsv4::tensor_view<const float> x) {
+               if (layer == options_.dump_layer) streams.insert(streams.end(), x.data, x.data + x.size());
+             });
+      all_logits.insert(all_logits.end(), logits.begin(), logits.end());
+    });
+    if (!whole) return exit_interrupted;
+    dsv4::io::safetensors_writer writer;
+    writer.add("tokens", dsv4::io::dtype::i32, {length}, std::as_bytes(std::span(tokens)));
+    if (options_.dump_layer >= 0)
+      writer.add("hidden." + std::to_string(options_.dump_layer), dsv4::io::dtype::f32, {length, n, width},
+                 std::as_bytes(std::span(streams)));
+    if (options_.dump_logits)
+      writer.add("logits", dsv4::io::dtype::f32, {length, C.vocab_size},
+                 std::as_bytes(std::span(all_logits)));
+    writer.write(options_.dump_file);
+    std::fprintf(stderr, "wrote %s\n", options_.dump_file.c_str());
+    return 0;
+  }
+
+ public:
+  static std::string read_file(const std::filesystem::path& path) {
+    const dsv4::io::mapped_file file(path);
+    const auto bytes = file.bytes();
+    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  }
+
+ private:
+  const options& options_;
+  dsv4::exec::cpu cpu_;
+  typename model::parameters weights_;
+  typename model::state state_;
+  dsv4::workspace workspace_;
+};
+
+}  // namespace runner

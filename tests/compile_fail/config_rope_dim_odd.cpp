@@ -1,0 +1,10 @@
+// expect: attention.qk_rope_head_dim must be positive and even: it is rotated in pairs
+// SPDX-License-Identifier: Apache-2.0
+#include <dsv4/config/presets.hpp>
+
+constexpr dsv4::model_config broken = [] {
+  dsv4::model_config c = dsv4::v4_flash;
+  c.attention.qk_rope_head_dim = 63;
+  return c;
+}();
+static_assert(dsv4::valid<broken>());
