@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+# What our own programs are built with. Nothing here reaches a consumer.
+find_package(nlohmann_json REQUIRED)
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/bin)
+
+add_library(dsv4_own INTERFACE)
+target_compile_options(dsv4_own INTERFACE -Wall -Wextra -Wpedantic -Werror)
+target_link_libraries(dsv4_own INTERFACE dsv4::io)
+if(DSV4_SANITIZE)
+  target_compile_options(dsv4_own INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all)
+  target_link_options(dsv4_own INTERFACE -fsanitize=address,undefined)
+endif()
+
+# One program from one source file.
+function(dsv4_program name source)
+  add_executable(${name} ${source})
+  target_link_libraries(${name} PRIVATE dsv4_own ${ARGN})
+endfunction()

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Threaded matrix products whose every output element has the same bits whatever the number of rows, the
+/// row's place among them and the number of threads.
+#pragma once
+
+#include <dsv4/exec/cpu.hpp>
+#include <dsv4/ops/cpu/gemm_avx2.hpp>
+#include <dsv4/ops/cpu/gemm_avx512.hpp>
+#include <dsv4/ops/cpu/gemm_portable.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace dsv4::detail {
+
+enum class instruction_set { portable, avx2, avx512 };
+
+inline bool supported(instruction_set set) {
+#if DSV4_X86_KERNELS
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (set == instruction_set::avx2) return avx2;
+  if (set == instruction_set::avx512)
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+#endif
+  return set == instruction_set::portable;
+}
+
+/// The kernels of one instruction set, which must be supported.
+template <class T>
+const cpu_kernels<T>& kernels_for(instruction_set set) {
+#if DSV4_X86_KERNELS
+  if (set == instruction_set::avx512) return avx512::table<T>;
+  if (set == instruction_set::avx2) return avx2::table<T>;
+#endif
+  (void)set;
+  return portable::table<T>;
+}
+
+/// The kernels of the best instruction set of this machine.
+template <class T>
+const cpu_kernels<T>& best_kernels() {
+  static const cpu_kernels<T>& best =
+      kernels_for<T>(supported(instruction_set::avx512) ? instruction_set::avx512
+                     : supported(instruction_set::avx2) ? instruction_set::avx2
+                                                        : instruction_set::portable);
+  return best;
+}
+
+/// One product y[rows, o] = x[rows, k] w[o, k]^T of several that share o and k.
+template <class T>
+struct gemm_problem {
+  const T* x;
+  std::int64_t ldx, rows;
+  const T* w;
+  std::int64_t ldw;
+  T* y;
+  std::int64_t ldy;
+};
+
+/// Computes `count` products, problem(i) describing each, spread over the threads by blocks of x and w rows.
+template <class T, class Problem>
+void gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k, const Problem& problem) {
+  // A block of w, 64 rows of one chunk, stays in the second-level cache while the x rows of the block pass.
+  constexpr std::int64_t most_rows = 192, multiple = 6;
+  std::vector<std::int64_t> first(static_cast<std::size_t>(count) + 1, 0);  // the first task of each product
+  const auto row_blocks = [](std::int64_t rows) { return (rows + most_rows - 1) / most_rows; };
+  const auto width = [](std::int64_t rows) -> std::int64_t { return rows <= 16 ? 16 : 64; };
+  std::int64_t rows = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t n = problem(i).rows;
+    first[static_cast<std::size_t>(i) + 1] =
+        first[static_cast<std::size_t>(i)] + row_blocks(n) * ((o + width(n) - 1) / width(n));
+    rows += n;
+  }
+  const std::int64_t tasks = first.back();
+  if (tasks == 0) return;
+  const std::int64_t work = rows * o * std::max<std::int64_t>(k, 1) / tasks;  // multiply-adds per task
+  const auto& kernels = best_kernels<T>();
+  p.parallel_for(tasks, 1 + (std::int64_t{1} << 16) / std::max<std::int64_t>(work, 1),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   auto group = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+                   for (std::int64_t task = begin; task < end; ++task) {
+                     while (task >= first[static_cast<std::size_t>(group) + 1]) ++group;
+                     const gemm_problem<T> g = problem(group);
+                     const std::int64_t within = task - first[static_cast<std::size_t>(group)];
+                     const std::int64_t blocks = row_blocks(g.rows);
+                     const std::int64_t height =
+                         ((g.rows + blocks - 1) / blocks + multiple - 1) / multiple * multiple;
+                     const std::int64_t n0 = within % blocks * height, o0 = within / blocks * width(g.rows);
+                     const std::int64_t n = std::min(height, g.rows - n0);
+                     if (n > 0)
+                       kernels.gemm_nt(g.x + n0 * g.ldx, g.ldx, n, g.w + o0 * g.ldw, g.ldw,
+                                       std::min(width(g.rows), o - o0), k, g.y + n0 * g.ldy + o0, g.ldy);
+                   }
+                 });
+}
+
+}  // namespace dsv4::detail

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The table of matrix micro-kernels that every instruction set fills.
+#pragma once
+
+#include <cstdint>
+
+/// Asks for full unrolling of the register tile loops, whatever the optimisation level.
+#define DSV4_UNROLL _Pragma("GCC unroll 8")
+
+namespace dsv4::detail {
+
+/// Bytes of a row that one chunk of a dot product covers: six rows of x fit the first-level cache.
+inline constexpr std::int64_t chunk_bytes = 4096;
+
+/// Single-threaded kernels on raw row-major arrays; see gemm_tile.hpp for what each computes.
+template <class T>
+struct cpu_kernels {
+  /// y[n, o] = x[n, k] w[o, k]^T
+  void (*gemm_nt)(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw, std::int64_t o,
+                  std::int64_t k, T* y, std::int64_t ldy);
+  /// c[m, n] (+)= a[m, k] b[k, n]
+  void (*gemm_nn)(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
+                  std::int64_t n, T* c, std::int64_t ldc, bool add);
+  /// c[n] = sum_m a[m] max(0, b[m, n])
+  void (*weighted_relu)(const T* a, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t n, T* c);
+  /// One step of an online softmax; returns the factor for what was accumulated before.
+  T (*softmax_step)(T* s, std::int64_t n, T scale, T& top, T& sum);
+};
+
+}  // namespace dsv4::detail

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The matrix micro-kernels, written once for every vector instruction set. gemm_portable.hpp, gemm_avx2.hpp
+/// and gemm_avx512.hpp each include this file inside their own namespace, after defining `lanes<T>` there and
+/// DSV4_TARGET; hence no include guard. Included alone it is empty.
+///
+/// Every output element is computed by the same operations in the same order wherever it lies in a tile, a
+/// block or a batch: one vector accumulator steps over the summed axis with fused multiply-adds, a masked
+/// step takes the tail, and one fixed tree adds the lanes. Tiles of other shapes differ only in how many
+/// elements they compute side by side.
+#if defined(DSV4_TARGET)
+
+/// One chunk of dot products: RX rows of x against RW rows of w. Writes y, or adds to it.
+template <class T, int RX, int RW>
+DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t k, T* y,
+                          std::int64_t ldy, bool add) {
+  using L = lanes<T>;
+  typename L::vec acc[RX][RW];
+  DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < RW; ++j) acc[i][j] = L::zero(); }
+  std::int64_t c = 0;
+  for (; c + L::width <= k; c += L::width) {
+    typename L::vec row[RX];
+    DSV4_UNROLL for (int i = 0; i < RX; ++i) row[i] = L::load(x + i * ldx + c);
+    DSV4_UNROLL for (int j = 0; j < RW; ++j) {
+      const typename L::vec column = L::load(w + j * ldw + c);
+      DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = L::fma(row[i], column, acc[i][j]);
+    }
+  }
+  if (c < k) {
+    const typename L::tail tail = L::first(k - c);
+    typename L::vec row[RX];
+    DSV4_UNROLL for (int i = 0; i < RX; ++i) row[i] = L::load(x + i * ldx + c, tail);
+    DSV4_UNROLL for (int j = 0; j < RW; ++j) {
+      const typename L::vec column = L::load(w + j * ldw + c, tail);
+      DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = L::fma(row[i], column, acc[i][j]);
+    }
+  }
+  DSV4_UNROLL for (int i = 0; i < RX; ++i) {
+    T* out = y + i * ldy;
+    if constexpr (RW % 4 == 0) {
+      DSV4_UNROLL for (int j = 0; j < RW; j += 4)
+          L::reduce4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3], out + j, add);
+    } else {
+      DSV4_UNROLL for (int j = 0; j < RW; ++j) {
+        const T sum = L::reduce(acc[i][j]);
+        out[j] = add ? out[j] + sum : sum;
+      }
+    }
+  }
+}
+
+template <class T, int RX>
+DSV4_TARGET void dot_rows(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t o,
+                          std::int64_t k, T* y, std::int64_t ldy, bool add) {
+  std::int64_t j = 0;
+  for (; j + 4 <= o; j += 4) dot_tile<T, RX, 4>(x, ldx, w + j * ldw, ldw, k, y + j, ldy, add);
+  for (; j < o; ++j) dot_tile<T, RX, 1>(x, ldx, w + j * ldw, ldw, k, y + j, ldy, add);
+}
+
+/// y[n, o] = x[n, k] w[o, k]^T. The sum over k is taken in chunks of `chunk_bytes`, the chunks' sums are
+/// added in order.
+template <class T>
+DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
+                         std::int64_t o, std::int64_t k, T* y, std::int64_t ldy) {
+  constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(T)};
+  constexpr int rx = lanes<T>::tile_rows;
+  if (n == 1) {  // weights are read once: whole rows in order suit the prefetcher
+    std::int64_t j = 0;
+    for (; j + 8 <= o; j += 8)
+      for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk)
+        dot_tile<T, 1, 8>(x + c, ldx, w + j * ldw + c, ldw, std::min(chunk, k - c), y + j, ldy, c > 0);
+    for (; j < o; ++j)
+      for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk)
+        dot_tile<T, 1, 1>(x + c, ldx, w + j * ldw + c, ldw, std::min(chunk, k - c), y + j, ldy, c > 0);
+    return;
+  }
+  for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
+    const std::int64_t depth = std::min(chunk, k - c);
+    std::int64_t i = 0;
+    for (; i + rx <= n; i += rx)
+      dot_rows<T, rx>(x + i * ldx + c, ldx, w + c, ldw, o, depth, y + i * ldy, ldy, c > 0);
+    if constexpr (rx > 3)
+      for (; i + 3 <= n; i += 3)
+        dot_rows<T, 3>(x + i * ldx + c, ldx, w + c, ldw, o, depth, y + i * ldy, ldy, c > 0);
+    if (i + 2 <= n) {
+      dot_rows<T, 2>(x + i * ldx + c, ldx, w + c, ldw, o, depth, y + i * ldy, ldy, c > 0);
+      i += 2;
+    }
+    if (i < n) dot_rows<T, 1>(x + i * ldx + c, ldx, w + c, ldw, o, depth, y + i * ldy, ldy, c > 0);
+  }
+}
+
+/// RM rows by RV vectors of columns of c += a b, the last vector masked when `partial`.
+template <class T, int RM, int RV, bool Partial>
+DSV4_TARGET void outer_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, std::int64_t k, T* c,
+                            std::int64_t ldc, bool add, std::int64_t last) {
+  using L = lanes<T>;
+  constexpr int whole = Partial ? RV - 1 : RV;
+  [[maybe_unused]] const typename L::tail tail = L::first(last);
+  typename L::vec acc[RM][RV];
+  DSV4_UNROLL for (int i = 0; i < RM; ++i) {
+    DSV4_UNROLL for (int j = 0; j < RV; ++j) acc[i][j] = L::zero();
+    if (add) {
+      DSV4_UNROLL for (int j = 0; j < whole; ++j) acc[i][j] = L::load(c + i * ldc + j * L::width);
+      if constexpr (Partial) acc[i][RV - 1] = L::load(c + i * ldc + (RV - 1) * L::width, tail);
+    }
+  }
+  for (std::int64_t p = 0; p < k; ++p) {
+    typename L::vec row[RV];
+    DSV4_UNROLL for (int j = 0; j < whole; ++j) row[j] = L::load(b + p * ldb + j * L::width);
+    if constexpr (Partial) row[RV - 1] = L::load(b + p * ldb + (RV - 1) * L::width, tail);
+    DSV4_UNROLL for (int i = 0; i < RM; ++i) {
+      const typename L::vec scale = L::fill(a[i * lda + p]);
+      DSV4_UNROLL for (int j = 0; j < RV; ++j) acc[i][j] = L::fma(scale, row[j], acc[i][j]);
+    }
+  }
+  DSV4_UNROLL for (int i = 0; i < RM; ++i) {
+    DSV4_UNROLL for (int j = 0; j < whole; ++j) L::store(c + i * ldc + j * L::width, acc[i][j]);
+    if constexpr (Partial) L::store(c + i * ldc + (RV - 1) * L::width, acc[i][RV - 1], tail);
+  }
+}
+
+template <class T, int RV, bool Partial>
+DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
+                               std::int64_t k, T* c, std::int64_t ldc, bool add, std::int64_t last) {
+  constexpr int rm = lanes<T>::tile_rows;
+  std::int64_t i = 0;
+  for (; i + rm <= m; i += rm)
+    outer_tile<T, rm, RV, Partial>(a + i * lda, lda, b, ldb, k, c + i * ldc, ldc, add, last);
+  for (; i < m; ++i) outer_tile<T, 1, RV, Partial>(a + i * lda, lda, b, ldb, k, c + i * ldc, ldc, add, last);
+}
+
+/// c[m, n] = a[m, k] b[k, n], or += : every element is a sequential chain of fused multiply-adds over k.
+template <class T>
+DSV4_TARGET void gemm_nn(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
+                         std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add) {
+  constexpr std::int64_t width = lanes<T>::width;
+  std::int64_t j = 0;
+  for (; j + 4 * width <= n; j += 4 * width)
+    outer_columns<T, 4, false>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
+  for (; j + width <= n; j += width) outer_columns<T, 1, false>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
+  if (j < n) outer_columns<T, 1, true>(a, lda, m, b + j, ldb, k, c + j, ldc, add, n - j);
+}
+
+/// c[n] = sum_m a[m] max(0, b[m, n]), in the order of m.
+template <class T>
+DSV4_TARGET void weighted_relu(const T* a, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t n,
+                               T* c) {
+  using L = lanes<T>;
+  for (std::int64_t j = 0; j < n; j += L::width) {
+    const typename L::tail tail = L::first(std::min<std::int64_t>(n - j, L::width));
+    typename L::vec acc = L::zero();
+    for (std::int64_t i = 0; i < m; ++i)
+      acc = L::fma(L::fill(a[i]), L::max(L::load(b + i * ldb + j, tail), L::zero()), acc);
+    L::store(c + j, acc, tail);
+  }
+}
+
+/// One step of an online softmax over a row of scores: s[j] becomes e^(scale s[j] - top'), top' the larger of
+/// `top` and every scale s[j]; `sum` becomes e^(top - top') sum + sum_j s[j]. Returns e^(top - top').
+template <class T>
+DSV4_TARGET T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) {
+  using L = lanes<T>;
+  T largest = top;
+  for (std::int64_t j = 0; j < n; ++j) {
+    s[j] *= scale;
+    largest = s[j] > largest ? s[j] : largest;
+  }
+  const typename L::vec shift = L::fill(-largest);
+  const typename L::vec one = L::fill(T(1));
+  typename L::vec acc = L::zero();
+  for (std::int64_t j = 0; j < n; j += L::width) {
+    const typename L::tail tail = L::first(std::min<std::int64_t>(n - j, L::width));
+    L::store(s + j, L::exp(L::fma(one, L::load(s + j, tail), shift)), tail);
+    acc = L::fma(one, L::load(s + j, tail), acc);
+  }
+  T correction = T(1);
+  if (top != largest) {
+    T one_lane[L::width];
+    L::store(one_lane, L::exp(L::fill(top - largest)));
+    correction = one_lane[0];
+  }
+  sum = sum * correction + L::reduce(acc);
+  top = largest;
+  return correction;
+}
+
+template <class T>
+inline constexpr cpu_kernels<T> table = {&gemm_nt<T>, &gemm_nn<T>, &weighted_relu<T>, &softmax_step<T>};
+
+#endif  // DSV4_TARGET

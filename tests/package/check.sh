@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# check.sh SOURCE_DIR BUILD_DIR: installs the package into a prefix with a space and builds examples/downstream against it,
+# then with add_subdirectory and FetchContent; the CUDA component where there is nvcc; pkg-config where there is one.
+set -euo pipefail
+source=$1
+work="$2/package test"
+rm -rf "$work"
+mkdir -p "$work"
+prefix="$work/pre fix"
+cmake --install "$2" --prefix "$prefix" > "$work/install.log"
+
+build() {  # name, cmake arguments
+  local name=$1
+  shift
+  cmake -S "$source/examples/downstream" -B "$work/$name" -G Ninja -DCMAKE_BUILD_TYPE=Debug "$@" > "$work/$name.log"
+  cmake --build "$work/$name" >> "$work/$name.log" || { cat "$work/$name.log"; exit 1; }
+  "$work/$name/downstream"
+}
+build find_package -DCMAKE_PREFIX_PATH="$prefix"
+build add_subdirectory -DDSV4_SOURCE="$source"
+build fetch_content -DDSV4_FETCH="$source"
+
+mkdir "$work/components"
+cat > "$work/components/CMakeLists.txt" <<'EOF'
+cmake_minimum_required(VERSION 3.25)
+project(components LANGUAGES CXX)
+find_package(dsv4 0.1 REQUIRED COMPONENTS io nonsense)
+EOF
+if cmake -S "$work/components" -B "$work/components/build" -DCMAKE_PREFIX_PATH="$prefix" > "$work/components.log" 2>&1; then
+  echo "an unknown component was accepted"
+  exit 1
+fi
+tr -s '\n ' ' ' < "$work/components.log" | grep -q "no component 'nonsense'; it has: io, cuda" || { cat "$work/components.log"; exit 1; }
+
+nvcc=$(command -v nvcc || true)
+if [ -n "$nvcc" ]; then
+  mkdir "$work/cuda"
+  cat > "$work/cuda/CMakeLists.txt" <<'EOF'
+cmake_minimum_required(VERSION 3.25)
+project(cuda_consumer LANGUAGES CXX CUDA)
+find_package(dsv4 0.1 REQUIRED COMPONENTS cuda)
+add_library(consumer OBJECT consumer.cu)
+set_target_properties(consumer PROPERTIES CUDA_ARCHITECTURES 90)
+target_link_libraries(consumer PRIVATE dsv4::cuda)
+EOF
+  cat > "$work/cuda/consumer.cu" <<'EOF'
+#include <dsv4/model/transformer.hpp>
+#include <dsv4/numeric/minifloat.hpp>
+__global__ void scale(dsv4::vector_view<float, dsv4::space::device> x) { x(threadIdx.x) *= float(dsv4::e4m3::from_bits(0x38)); }
+EOF
+  cmake -S "$work/cuda" -B "$work/cuda/build" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" > "$work/cuda.log"
+  cmake --build "$work/cuda/build" >> "$work/cuda.log" || { cat "$work/cuda.log"; exit 1; }
+  echo "cuda component: compiled"
+fi
+
+if command -v pkg-config > /dev/null; then
+  flags=$(PKG_CONFIG_PATH="$prefix/share/pkgconfig" pkg-config --cflags dsv4)
+  eval "${CXX:-c++} -O0 $flags -o \"$work/by_pkg_config\" \"$source/examples/downstream/main.cpp\""
+  "$work/by_pkg_config"
+fi
