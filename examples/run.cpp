@@ -10,12 +10,39 @@
 
 namespace {
 
-/// The configurations that this program was compiled for.
+/// The configurations that this program was compiled for: calls f<C>(name) for each until it returns true.
+template <class F>
+bool any_config(const F& f) {
+  return f.template operator()<dsv4::v4_nano>("v4_nano") || f.template operator()<dsv4::v4_bench>("v4_bench");
+}
+
+/// Runs f<C>() for the configuration called `name`.
 template <class F>
 int with_config(const std::string& name, const F& f) {
-  if (name == "v4_nano") return f.template operator()<dsv4::v4_nano>();
-  if (name == "v4_bench") return f.template operator()<dsv4::v4_bench>();
-  throw dsv4::contract_error("dsv4-run", "--config", "v4_nano or v4_bench", name);
+  int status = 0;
+  const bool known = any_config([&]<dsv4::model_config C>(const char* candidate) {
+    if (name != candidate) return false;
+    status = f.template operator()<C>();
+    return true;
+  });
+  if (!known) throw dsv4::contract_error("dsv4-run", "--config", "v4_nano or v4_bench", name);
+  return status;
+}
+
+/// The configuration whose every value is in the directory's config.json; `fallback`, whose differences will
+/// then be listed, when there is none.
+std::string matching_config(const std::filesystem::path& file, const std::string& fallback) {
+  std::string match = fallback;
+  any_config([&]<dsv4::model_config C>(const char* candidate) {
+    try {
+      dsv4::io::check_config<C>(file);
+    } catch (const dsv4::format_error&) {
+      return false;
+    }
+    match = candidate;
+    return true;
+  });
+  return match;
 }
 
 std::string config_text(const std::string& name) {
@@ -38,10 +65,11 @@ int main(int argc, char** argv) {
   CLI::App app{"Runs a DeepSeek-V4 model on the CPU. Tokens are bytes."};
   app.add_option("model", options.model,
                  "directory with config.json and safetensors; without it, a small embedded model is run");
-  app.add_option("--config", config,
-                 "compiled configuration: v4_nano, v4_bench (--dump-config: v4_flash, v4_pro too)");
-  const auto* prompt =
-      app.add_option("-p,--prompt", options.prompt, "the text to continue ('-': read stdin)");
+  const auto* named =
+      app.add_option("--config", config,
+                     "compiled configuration: v4_nano, v4_bench (--dump-config: v4_flash, v4_pro too); "
+                     "of a directory, the one that its config.json matches");
+  auto* prompt = app.add_option("-p,--prompt", options.prompt, "the text to continue ('-': read stdin)");
   app.add_option("-f,--prompt-file", prompt_file, "file with the text to continue")->excludes(prompt);
   app.add_option("-n,--max-tokens", options.max_tokens, "tokens to make")->check(CLI::NonNegativeNumber);
   app.add_option("--chunk", options.chunk, "tokens per prefill call")->check(CLI::PositiveNumber);
@@ -64,6 +92,8 @@ int main(int argc, char** argv) {
     }
     if (!prompt_file.empty()) options.prompt = runner::session<dsv4::v4_nano>::read_file(prompt_file);
     if (options.prompt == "-") options.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
+    if (!options.model.empty() && named->count() == 0)
+      config = matching_config(options.model / "config.json", config);
     runner::catch_interrupts();
     return with_config(config, [&]<dsv4::model_config C>() {
       if (!options.model.empty()) dsv4::io::check_config<C>(options.model / "config.json");

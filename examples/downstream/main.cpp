@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // A small V4 of this project's own: a prompt of twelve tokens, then the likeliest next one.
-#include <iostream>
-#include <vector>
-
 #include <dsv4/config/presets.hpp>
 #include <dsv4/cpu.hpp>
 #include <dsv4/model/sampler.hpp>
 #include <dsv4/model/transformer.hpp>
+
+#include <iostream>
+#include <vector>
 
 int main() {
   using model = dsv4::transformer<dsv4::v4_nano>;
@@ -19,5 +19,6 @@ int main() {
   const model::segment segment{&state, 12};
   model::forward(dsv4::exec::cpu{}, scratch, weights.views(), {{&segment, 1}, {prompt.data(), 12}},
                  {{logits.data(), 1, dsv4::v4_nano.vocab_size}, {}});
-  std::cout << "token " << dsv4::sampler{}(std::span<const float>(logits)) << " after " << state.length() << " tokens\n";
+  std::cout << "token " << dsv4::sampler{}(std::span<const float>(logits)) << " after " << state.length()
+            << " tokens\n";
 }

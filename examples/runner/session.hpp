@@ -3,6 +3,7 @@
 #pragma once
 
 #include "console.hpp"
+#include <dsv4/config/presets.hpp>
 #include <dsv4/cpu.hpp>
 #include <dsv4/io/checkpoint.hpp>
 #include <dsv4/io/config_json.hpp>

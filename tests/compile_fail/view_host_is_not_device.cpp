@@ -4,9 +4,7 @@
 
 void on_device(dsv4::matrix_view<const float, dsv4::space::device>);
 template <class V>
-void call(V v)
-  requires(sizeof(V) > 0)
-{
+void call(V v) requires(sizeof(V) > 0) {
   dsv4::matrix_view<const float, dsv4::space::device> d(v);
   on_device(d);
 }

@@ -191,6 +191,22 @@ TEST_CASE("rollback: truncate equals a fresh run, or says that it cannot") {
   CHECK_THROWS_AS(s.truncate(-1), cannot_rewind);
 }
 
+TEST_CASE("rollback: a second truncate knows what the first one's tokens had overwritten") {
+  world<float, exec::cpu> here(exec::cpu(1), 100);
+  const auto want = here.whole(100);
+  world<float, exec::cpu>::state s(8);
+  here.extend(s, 0, 100);
+  s.truncate(92);
+  const std::int64_t shortest = s.shortest();
+  CHECK(shortest >= 84);
+  CHECK_THROWS_AS(s.truncate(shortest - 1), cannot_rewind);
+  auto copy = s.snapshot();
+  CHECK_THROWS_AS(copy.truncate(shortest - 1), cannot_rewind);
+  s.truncate(shortest);
+  const auto rest = here.extend(s, shortest, 100 - shortest);
+  CHECK(std::equal(rest.begin(), rest.end(), want.begin() + shortest * tiny.vocab_size));
+}
+
 TEST_CASE("reset: a short prompt after a long one reads no stale rows") {
   world<float, exec::cpu> here(exec::cpu(1), 50);
   world<float, exec::cpu>::state s;

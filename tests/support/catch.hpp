@@ -11,6 +11,9 @@ inline auto contains(const std::string& text) { return Catch::Matchers::Contains
 }  // namespace dsv4::testing
 #else
 #include <catch2/catch.hpp>
+namespace Catch {
+using Detail::Approx;
+}
 namespace dsv4::testing {
 inline auto contains(const std::string& text) { return Catch::Matchers::Contains(text); }
 }  // namespace dsv4::testing

@@ -225,12 +225,11 @@ class config_comparison {
     else if (!types && ratios_are_ambiguous(c_))
       missing("layer_types", std::to_string(layers) + " entries");
 
+    // With compress_ratios there, compress_rates says nothing new, but must not say anything else.
     const json* rates = find(&file_, "compress_rates");
-    if (!rates && ratios) return;
-    if (!rates) {
-      if (types) missing("compress_rates", "an object");
-      return;
-    }
+    if (!rates && (ratios || !types)) return;
+    const json none = json::object();
+    if (!rates) rates = &none;
     for (const attention_kind kind : {attention_kind::csa, attention_kind::hca})
       if (c_.layers.number_of(kind) > 0)
         compare(*rates, "compress_rates.", layer_type_name(kind), c_.attention.compress_ratio(kind));
@@ -263,8 +262,7 @@ class config_comparison {
       compare(file_, "", "rope_theta", r.rope_theta);
     if (!find(compressed, "rope_theta") || find(&file_, "compress_rope_theta"))
       compare(file_, "", "compress_rope_theta", r.compress_rope_theta);
-    if (main && find(main, "rope_theta"))
-      compare(*main, "rope_parameters.main.", "rope_theta", r.rope_theta);
+    if (main && find(main, "rope_theta")) compare(*main, "rope_parameters.main.", "rope_theta", r.rope_theta);
     if (compressed) {
       if (find(compressed, "rope_theta"))
         compare(*compressed, "rope_parameters.compress.", "rope_theta", r.compress_rope_theta);
@@ -287,8 +285,8 @@ inline void check_config(const model_config& c, const nlohmann::json& config, st
   const config_comparison comparison(c, config);
   const auto& differences = comparison.differences();
   if (differences.empty()) return;
-  std::string list = std::to_string(differences.size()) +
-                     (differences.size() == 1 ? " difference:" : " differences:");
+  std::string list =
+      std::to_string(differences.size()) + (differences.size() == 1 ? " difference:" : " differences:");
   for (const auto& difference : differences) list += "\n  " + difference;
   throw format_error(file, "config", "the configuration of this model", list);
 }
@@ -302,8 +300,7 @@ inline std::string config_to_json(const model_config& c) {
   for (int i = 0; i < c.num_hidden_layers() + c.num_nextn_predict_layers; ++i)
     out["compress_ratios"].push_back(c.attention.compress_ratio(c.kind(i)));
   if (ratios_are_ambiguous(c))
-    for (int i = 0; i < c.num_hidden_layers(); ++i)
-      out["layer_types"].push_back(layer_type_name(c.kind(i)));
+    for (int i = 0; i < c.num_hidden_layers(); ++i) out["layer_types"].push_back(layer_type_name(c.kind(i)));
   out["rope_theta"] = c.attention.rope.rope_theta;
   out["compress_rope_theta"] = c.attention.rope.compress_rope_theta;
   auto& scaling = out["rope_scaling"];

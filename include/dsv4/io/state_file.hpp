@@ -9,9 +9,9 @@
 #include <dsv4/io/dtype.hpp>
 #include <dsv4/io/safetensors.hpp>
 #include <dsv4/io/safetensors_writer.hpp>
+#include <dsv4/model/parameters.hpp>
 #include <dsv4/model/sequence_state.hpp>
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <charconv>
@@ -45,19 +45,14 @@ inline constexpr std::array<std::string_view, 7> cache_array_names{
 template <class T>
 inline constexpr dtype state_dtype = std::is_same_v<T, double> ? dtype::f64 : dtype::f32;
 
-inline std::string fnv1a64(std::string_view text) {
-  std::uint64_t hash = 0xcbf29ce484222325U;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
-  constexpr std::string_view digits = "0123456789abcdef";
-  std::string hex;
-  for (int shift = 60; shift >= 0; shift -= 4) hex += digits[hash >> shift & 15U];
-  return hex;
-}
-
 /// What two configurations must share for one to continue the states of the other.
 template <model_config C>
 std::string config_fingerprint() {
-  return fnv1a64(config_to_json<C>());
+  constexpr std::string_view digits = "0123456789abcdef";
+  const std::uint64_t hash = dsv4::detail::fnv1a64(io::config_to_json<C>());
+  std::string hex;
+  for (int shift = 60; shift >= 0; shift -= 4) hex += digits[hash >> shift & 15U];
+  return hex;
 }
 
 /// Calls f(name, matrix, rows) for all arrays of layer `i` of a state.
@@ -112,6 +107,8 @@ void save_state(const std::filesystem::path& file, const sequence_state<C, T>& s
   writer.set_metadata("dtype", dtype_name(detail::state_dtype<T>));
   writer.set_metadata("length", std::to_string(state.length()));
   writer.set_metadata("mtp_length", std::to_string(state.mtp_length()));
+  writer.set_metadata("newest", std::to_string(state.newest()));
+  writer.set_metadata("mtp_newest", std::to_string(state.mtp_newest()));
   writer.set_metadata("rewind", std::to_string(state.rewind()));
   for (int i = 0; i < state.layers; ++i)
     detail::for_each_state_array(state, i, [&](std::string name, matrix_view<const T> m, std::int64_t rows) {
@@ -122,8 +119,8 @@ void save_state(const std::filesystem::path& file, const sequence_state<C, T>& s
 }
 
 /// Reads what save_state wrote for the same configuration and scalar type; the weights and numerics must be
-/// the same too, which the file does not tell. A rewind beyond `longest_rewind` is refused, because its memory
-/// is taken whether or not the file fills it. Throws io_error or format_error.
+/// the same too, which the file does not tell. A rewind beyond `longest_rewind` is refused, because its
+/// memory is taken whether or not the file fills it. Throws io_error or format_error.
 template <model_config C, class T>
 sequence_state<C, T> load_state(const std::filesystem::path& file, std::int64_t longest_rewind = 4096) {
   const safetensors_file source(file);
@@ -133,11 +130,19 @@ sequence_state<C, T> load_state(const std::filesystem::path& file, std::int64_t 
   metadata.require("config", detail::config_fingerprint<C>());
   metadata.require("dtype", dtype_name(detail::state_dtype<T>));
   const std::int64_t length = metadata.number("length", detail::state_max_length),
-                     mtp_length =
-                         metadata.number("mtp_length", C.num_nextn_predict_layers > 0 ? length : 0),
+                     mtp_length = metadata.number("mtp_length", C.num_nextn_predict_layers > 0 ? length : 0),
                      rewind = metadata.number("rewind", longest_rewind);
 
   sequence_state<C, T> state(rewind);
+  // Rings may have reached further than the sequence that they hold now.
+  const std::int64_t newest = metadata.number("newest", detail::state_max_length),
+                     mtp_newest = metadata.number("mtp_newest", C.num_nextn_predict_layers > 0 ? newest : 0);
+  if (newest < length || mtp_newest < mtp_length)
+    throw format_error(file.string(), "metadata \"newest\"", "at least the lengths", std::to_string(newest));
+  state.set_lengths(newest, mtp_newest);
+  if (state.shortest() > length && length != 0)
+    throw format_error(file.string(), "metadata \"newest\"", "rings that still hold the sequence",
+                       std::to_string(newest));
   state.set_lengths(length, mtp_length);
   // All of the file is checked before its lengths take any memory.
   std::size_t arrays = 0;

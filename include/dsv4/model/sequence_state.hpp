@@ -33,13 +33,13 @@ class sequence_state {
   std::int64_t rewind() const { return rewind_; }
 
   /// Forgets everything.
-  void reset() { length_ = mtp_length_ = 0; }
+  void reset() { length_ = mtp_length_ = newest_ = mtp_newest_ = 0; }
 
   /// The shortest non-zero length that truncate accepts.
   std::int64_t shortest() const {
     std::int64_t n = 0;
-    for (int i = 0; i < C.num_hidden_layers(); ++i) n = std::max(n, cache(i).shortest(length_));
-    for (int i = C.num_hidden_layers(); i < layers; ++i) n = std::max(n, cache(i).shortest(mtp_length_));
+    for (int i = 0; i < C.num_hidden_layers(); ++i) n = std::max(n, cache(i).shortest(newest_));
+    for (int i = C.num_hidden_layers(); i < layers; ++i) n = std::max(n, cache(i).shortest(mtp_newest_));
     return n;
   }
 
@@ -48,6 +48,7 @@ class sequence_state {
   void truncate(std::int64_t n) {
     if (n < 0 || n > length_ || (n != 0 && n != length_ && n < shortest()))
       throw cannot_rewind(n, shortest(), length_);
+    if (n == 0) return reset();
     length_ = n;
     mtp_length_ = std::min(mtp_length_, n);
   }
@@ -74,8 +75,8 @@ class sequence_state {
             copy_rows<T>::forward(exec::reference{}, {m, 0, 0, rows}, {*target++});
           });
     }
-    length_ = saved.length_;
-    mtp_length_ = saved.mtp_length_;
+    length_ = saved.length_, mtp_length_ = saved.mtp_length_;
+    newest_ = saved.newest_, mtp_newest_ = saved.mtp_newest_;
   }
 
   /// Bytes of window rows, compressed entries and index keys that the stored tokens occupy (specification,
@@ -91,14 +92,20 @@ class sequence_state {
   /// Tokens that the layer's cache holds.
   std::int64_t position(int layer) const { return layer < C.num_hidden_layers() ? length_ : mtp_length_; }
 
+  /// The lengths that the rings have reached since they were empty: what those overwrote, truncate cannot
+  /// bring back.
+  std::int64_t newest() const { return newest_; }
+  std::int64_t mtp_newest() const { return mtp_newest_; }
+
   /// For code that fills the caches: transformer, and readers of saved states.
   void set_lengths(std::int64_t length, std::int64_t mtp_length) {
     length_ = length, mtp_length_ = mtp_length;
+    newest_ = std::max(newest_, length), mtp_newest_ = std::max(mtp_newest_, mtp_length);
   }
 
  private:
   std::vector<attention_cache<T, S>> caches_;
-  std::int64_t length_ = 0, mtp_length_ = 0, rewind_ = 0;
+  std::int64_t length_ = 0, mtp_length_ = 0, newest_ = 0, mtp_newest_ = 0, rewind_ = 0;
 };
 
 }  // namespace dsv4

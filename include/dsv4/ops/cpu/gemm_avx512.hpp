@@ -15,7 +15,7 @@
 
 namespace dsv4::detail::avx512 {
 
-#define DSV4_LANE [[gnu::target("avx512f,avx512dq,avx2,fma"), gnu::always_inline]] static inline
+#define DSV4_LANE [[gnu::target("avx512f,avx512dq,avx512vl,avx2,fma"), gnu::always_inline]] static inline
 
 template <class T>
 struct lanes;
@@ -104,7 +104,7 @@ struct lanes<double> {
 };
 
 #undef DSV4_LANE
-#define DSV4_TARGET [[gnu::target("avx512f,avx512dq,avx2,fma")]] inline
+#define DSV4_TARGET [[gnu::target("avx512f,avx512dq,avx512vl,avx2,fma")]] inline
 #include <dsv4/ops/cpu/gemm_tile.hpp>
 #undef DSV4_TARGET
 
