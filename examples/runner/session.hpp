@@ -65,6 +65,14 @@ class session {
     return tokens;
   }
 
+  /// Bytes as they are into a file or pipe; on a terminal without the control codes that would upset it.
+  static void print(char c) {
+    static const bool terminal = isatty(STDOUT_FILENO) != 0;
+    const bool control = (static_cast<unsigned char>(c) < 32 && c != '\n' && c != '\t') || c == 127;
+    std::fputc(terminal && control ? '?' : c, stdout);
+    std::fflush(stdout);
+  }
+
   /// One call of the model over `tokens`; `observe` as in transformer::forward.
   template <class Observer = typename model::no_observer>
   void extend(std::span<const std::int32_t> tokens, dsv4::logit_rows rows, std::vector<float>& logits,
@@ -108,7 +116,7 @@ class session {
     for (; made < options_.max_tokens && !interrupted(); ++made) {
       const std::int32_t next = sample(std::span<const float>(logits));
       if (next == C.eos_token_id) break;
-      if (next < 256) std::fputc(next, stdout), std::fflush(stdout);
+      if (next < 256) print(static_cast<char>(next));
       if (made + 1 < options_.max_tokens) extend(std::span(&next, 1), dsv4::logit_rows::last, logits);
     }
     const double decode_seconds = decode.seconds();

@@ -32,7 +32,7 @@ struct lanes {
   static void store(T* p, const vec& v, tail n) {
     for (tail i = 0; i < n; ++i) p[i] = v[i];
   }
-  static vec fma(const vec& a, const vec& b, const vec& c) { return a * b + c; }
+  static vec fma(const vec& a, const vec& b, const vec& c) { return multiply_add<T>(a, b, c); }
   static vec max(const vec& a, const vec& b) { return a.max(b); }
   static vec exp(const vec& v) {
     return v.unaryExpr([](T a) { return std::exp(a); });

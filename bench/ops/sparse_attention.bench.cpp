@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <dsv4/ops/sparse_attention.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <support/fixtures.hpp>
+
+namespace {
+using namespace dsv4;
+
+/// The last `rows` queries of a context of `context` tokens, as a layer of each kind asks for them.
+void attend(benchmark::State& state, attention_kind kind) {
+  constexpr attention_config a = bench::config.attention;
+  const std::int64_t rows = state.range(0), context = state.range(1), first = context - rows;
+  const std::int64_t oldest = std::max<std::int64_t>(0, first - a.sliding_window + 1);
+  const std::int64_t ratio = a.compress_ratio(kind), entries = ratio ? context / ratio : 0;
+  const auto q = bench::random(rows, a.num_attention_heads, a.head_dim),
+             o = bench::zeros(rows, a.num_attention_heads, a.head_dim);
+  const auto local = bench::random(context - oldest, a.head_dim),
+             compressed = bench::random(entries, a.head_dim);
+  const auto sinks = bench::random(a.num_attention_heads);
+  const bool select = kind == attention_kind::csa && entries > a.index_topk;
+  const auto selected = bench::zeros<std::int32_t>(select ? rows : 0, select ? a.index_topk : 0);
+  double keys = 0;
+  for (std::int64_t t = 0; t < rows; ++t) {
+    const std::int64_t position = first + t, visible = ratio ? (position + 1) / ratio : 0;
+    const std::int64_t kept = select ? std::min<std::int64_t>(visible, a.index_topk) : visible;
+    keys += double(std::min<std::int64_t>(position + 1, a.sliding_window) + kept);
+    for (std::int64_t j = 0; select && j < a.index_topk; ++j)  // evenly spaced
+      selected.v(t, j) = static_cast<std::int32_t>(j < kept ? j * visible / kept : -1);
+  }
+  const double scale = 1 / std::sqrt(double(a.head_dim));
+  bench::measure(state, [&] {
+    sparse_attention<float>::forward(
+        bench::policy(),
+        {q, local, compressed, selected, sinks, first, oldest, a.sliding_window, ratio, scale}, {o});
+  });
+  bench::report_flops(state, 4 * keys * a.num_attention_heads * a.head_dim);
+}
+
+void contexts(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "context"})->UseRealTime();
+  b->Args({bench::decode_rows, 512})->Args({bench::prefill_rows, 512})->Args({bench::decode_rows, 16384});
+}
+BENCHMARK_CAPTURE(attend, sliding, attention_kind::sliding)->Apply(contexts);
+BENCHMARK_CAPTURE(attend, csa, attention_kind::csa)->Apply(contexts);
+BENCHMARK_CAPTURE(attend, hca, attention_kind::hca)->Apply(contexts);
+}  // namespace
