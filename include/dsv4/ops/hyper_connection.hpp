@@ -37,11 +37,13 @@ struct hyper_connection_gates {
 
   template <policy P>
   static void forward(const P& p, const inputs& in, const outputs& out) {
-    const std::int64_t n = in.x.extent[1], width = out.post.data ? (2 + n) * n : n;
+    const std::int64_t n = in.x.extent[1], segments = in.scale.extent[0];
+    const std::int64_t width = segments == 3 ? (2 + n) * n : n;
+    expect(segments == 1 || segments == 3, "hyper_connection_gates", "scale", "1 (collapse) or 3 entries",
+           segments);
     expect_extent("hyper_connection_gates", "z width", in.z.extent[1], width);
     expect_extent("hyper_connection_gates", "z rows", in.z.extent[0], in.x.extent[0]);
     expect_extent("hyper_connection_gates", "base", in.base.extent[0], width);
-    expect_extent("hyper_connection_gates", "scale", in.scale.extent[0], out.post.data ? 3 : 1);
     expect_extent("hyper_connection_gates", "pre rows", out.pre.extent[0], in.x.extent[0]);
     expect_extent("hyper_connection_gates", "pre width", out.pre.extent[1], n);
     detail::dispatch<hyper_connection_gates>(p, in, out);
@@ -108,7 +110,7 @@ struct kernel<hyper_connection_gates<T>, exec::reference> {
         return double(in.z(t, row)) * rho * double(in.scale(segment)) + double(in.base(row));
       };
       for (std::int64_t i = 0; i < n; ++i) out.pre(t, i) = T(sigmoid(h(i, 0)) + in.eps);
-      if (!out.post.data) continue;
+      if (in.scale.extent[0] == 1) continue;
       for (std::int64_t i = 0; i < n; ++i) out.post(t, i) = T(2 * sigmoid(h(n + i, 1)));
       std::vector<double> m(static_cast<std::size_t>(n * n));
       const auto at = [&](std::int64_t j, std::int64_t k) -> double& {

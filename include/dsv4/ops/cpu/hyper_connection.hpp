@@ -50,7 +50,7 @@ struct kernel<hyper_connection_gates<T>, exec::cpu> {
     const auto h = [&](int i, int segment) { return z[i] * rho * in.scale(segment) + in.base(i); };
     const auto sigmoid = [](T v) { return T(1) / (T(1) + std::exp(-v)); };
     for (int i = 0; i < n; ++i) out.pre(t, i) = sigmoid(h(i, 0)) + eps;
-    if (!out.post.data) return;
+    if (in.scale.extent[0] == 1) return;
     for (int i = 0; i < n; ++i) out.post(t, i) = T(2) * sigmoid(h(n + i, 1));
 
     constexpr int size = Streams ? Streams : widest;
