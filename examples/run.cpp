@@ -78,6 +78,7 @@ int main(int argc, char** argv) {
   app.add_option("--seed", options.seed, "of the sampler");
   app.add_option("--threads", options.threads, "0: all of the machine's")->check(CLI::NonNegativeNumber);
   app.add_option("--perplexity", options.perplexity, "print the perplexity of this file instead");
+  app.add_option("--save", options.save, "write the model as a directory, and stop");
   app.add_flag("--dump-config", dump_config, "print the configuration as config.json and stop");
   app.add_option("--dump-layer", options.dump_layer, "write the prompt's residual streams before this layer")
       ->check(CLI::NonNegativeNumber);

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ namespace runner {
 
 struct options {
   std::filesystem::path model;  ///< empty: the embedded model
+  std::filesystem::path save;   ///< write the model there, and stop
   std::string prompt;
   std::int64_t max_tokens = 128, chunk = 512;
   double temperature = 0, top_p = 1;
@@ -53,6 +55,7 @@ class session {
 
   /// The program's exit status.
   int run() {
+    if (!options_.save.empty()) return save();
     if (!options_.perplexity.empty()) return perplexity();
     if (options_.dump_layer >= 0 || options_.dump_logits) return dump();
     return generate();
@@ -149,6 +152,16 @@ class session {
     const double mean = predicted ? sum / double(predicted) : 0;
     std::printf("%lld tokens, %.4f nats per token, perplexity %.4f\n", static_cast<long long>(predicted),
                 mean, std::exp(mean));
+    return 0;
+  }
+
+  /// The model as a directory that this program loads.
+  int save() {
+    std::filesystem::create_directories(options_.save);
+    dsv4::io::save_parameters(options_.save / dsv4::io::checkpoint_single_name, weights_);
+    std::ofstream config(options_.save / "config.json");
+    config << dsv4::io::config_to_json<C>() << '\n';
+    if (!config.flush()) throw dsv4::io_error((options_.save / "config.json").string(), "write", "failed");
     return 0;
   }
 

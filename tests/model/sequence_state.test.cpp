@@ -226,6 +226,28 @@ TEST_CASE("cache bytes are those of the specification") {
   CHECK(s.bytes() == 0);
 }
 
+TEST_CASE("memory is linear in the number of tokens, and a repeated call takes none") {
+  world<float, exec::cpu> here(exec::cpu(1), 2048);
+  const auto high_water = [&](std::int64_t count) {
+    workspace w;
+    world<float, exec::cpu>::state s;
+    const transformer<tiny, float>::segment segment{&s, count};
+    transformer<tiny, float>::forward(here.p, w, here.weights.views(),
+                                      {std::span(&segment, 1), {here.tokens.data(), count}, logit_rows::none},
+                                      {});
+    const std::size_t capacity = w.capacity();
+    s.reset();
+    transformer<tiny, float>::forward(here.p, w, here.weights.views(),
+                                      {std::span(&segment, 1), {here.tokens.data(), count}, logit_rows::none},
+                                      {});
+    CHECK(w.capacity() == capacity);
+    return double(w.high_water());
+  };
+  // Twice the tokens, at most twice the scratch memory: a [T, T / 4] matrix would show.
+  CHECK(high_water(2048) < 2.01 * high_water(1024));
+  CHECK(high_water(1024) < 2.01 * high_water(512));
+}
+
 TEST_CASE("zero-length rows: nothing in, nothing out") {
   world<float, exec::reference> here(exec::reference{}, 1);
   world<float, exec::reference>::state s;
