@@ -76,6 +76,7 @@ int main(int argc, char** argv) {
   app.add_option("-t,--temperature", options.temperature, "0 is greedy")->check(CLI::NonNegativeNumber);
   app.add_option("--top-p", options.top_p, "probability mass to sample from");
   app.add_option("--seed", options.seed, "of the sampler");
+  app.add_flag("--ignore-eos", options.ignore_eos, "go on after the end-of-text token");
   app.add_option("--threads", options.threads, "0: all of the machine's")->check(CLI::NonNegativeNumber);
   app.add_option("--perplexity", options.perplexity, "print the perplexity of this file instead");
   app.add_option("--save", options.save, "write the model as a directory, and stop");

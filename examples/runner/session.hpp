@@ -32,7 +32,7 @@ struct options {
   int threads = 0;
   std::filesystem::path perplexity, dump_file = "dump.safetensors";
   int dump_layer = -1;
-  bool dump_logits = false;
+  bool dump_logits = false, ignore_eos = false;
 };
 
 constexpr int exit_interrupted = 130;
@@ -118,7 +118,7 @@ class session {
     std::int64_t made = 0;
     for (; made < options_.max_tokens && !interrupted(); ++made) {
       const std::int32_t next = sample(std::span<const float>(logits));
-      if (next == C.eos_token_id) break;
+      if (next == C.eos_token_id && !options_.ignore_eos) break;
       if (next < 256) print(static_cast<char>(next));
       if (made + 1 < options_.max_tokens) extend(std::span(&next, 1), dsv4::logit_rows::last, logits);
     }

@@ -55,7 +55,7 @@ expect_error "--dump-layer" -p x --dump-layer 9 --dump-file "$work/none"
 [ ! -e "$work/none" ] || fail "a failed dump left a file"
 
 # Ctrl-C ends it soon, with the status of an interrupted program and a whole last line.
-"$run" -p x -n 100000000 > "$work/endless" 2> "$work/err" &
+"$run" -p x -n 100000000 --ignore-eos > "$work/endless" 2> "$work/err" &
 sleep 0.5
 kill -INT $!
 status=0
