@@ -8,6 +8,7 @@
 #include <dsv4/ops/cpu/hyper_connection.hpp>
 #include <dsv4/ops/cpu/index_topk.hpp>
 #include <dsv4/ops/cpu/linear.hpp>
+#include <dsv4/ops/cpu/quantise.hpp>
 #include <dsv4/ops/cpu/rms_norm.hpp>
 #include <dsv4/ops/cpu/rope.hpp>
 #include <dsv4/ops/cpu/sparse_attention.hpp>

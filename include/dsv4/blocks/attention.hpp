@@ -3,8 +3,10 @@
 /// from.
 #pragma once
 
+#include <dsv4/blocks/activation.hpp>
 #include <dsv4/blocks/attention_cache.hpp>
 #include <dsv4/blocks/kv_compressor.hpp>
+#include <dsv4/config/numerics.hpp>
 #include <dsv4/ops/index_topk.hpp>
 #include <dsv4/ops/linear.hpp>
 #include <dsv4/ops/sparse_attention.hpp>
@@ -14,25 +16,28 @@
 
 namespace dsv4 {
 
-template <class T, space S = space::host>
+template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct indexer_parameters {
-  matrix_view<T, S> q_b;      // (index_n_heads * index_head_dim, q_lora_rank)
-  matrix_view<T, S> weights;  // (index_n_heads, hidden)
-  compressor_parameters<T, S> compressor;
+  using stored = storage_types<T, Q>;
+  storage_matrix<typename stored::linear, S> q_b;    // (index_n_heads * index_head_dim, q_lora_rank)
+  storage_matrix<typename stored::wide, S> weights;  // (index_n_heads, hidden)
+  compressor_parameters<T, S, typename stored::wide> compressor;
 };
 
-template <class T, space S = space::host>
+template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct attention_parameters {
-  matrix_view<T, S> q_a;                   // (q_lora_rank, hidden)
-  vector_view<T, S> q_norm;                // (q_lora_rank)
-  matrix_view<T, S> q_b;                   // (heads * head_dim, q_lora_rank)
-  matrix_view<T, S> kv;                    // (head_dim, hidden)
-  vector_view<T, S> kv_norm;               // (head_dim)
-  vector_view<T, S> sinks;                 // (heads)
-  tensor_view<T, S> o_a;                   // (groups, o_lora_rank, heads * head_dim / groups)
-  matrix_view<T, S> o_b;                   // (hidden, groups * o_lora_rank)
-  compressor_parameters<T, S> compressor;  // CSA and HCA
-  indexer_parameters<T, S> indexer;        // CSA
+  using stored = storage_types<T, Q>;
+  using linear_matrix = storage_matrix<typename stored::linear, S>;
+  linear_matrix q_a;                               // (q_lora_rank, hidden)
+  vector_view<T, S> q_norm;                        // (q_lora_rank)
+  linear_matrix q_b;                               // (heads * head_dim, q_lora_rank)
+  linear_matrix kv;                                // (head_dim, hidden)
+  vector_view<T, S> kv_norm;                       // (head_dim)
+  vector_view<T, S> sinks;                         // (heads)
+  storage_stack<typename stored::linear, S> o_a;   // (groups, o_lora_rank, heads * head_dim / groups)
+  linear_matrix o_b;                               // (hidden, groups * o_lora_rank)
+  compressor_parameters<T, S, typename stored::wide> compressor;  // CSA and HCA
+  indexer_parameters<T, Q, S> indexer;                            // CSA
 };
 
 /// The next `rows` tokens of one sequence: rows [first_row, first_row + rows) of the batch.
@@ -48,11 +53,15 @@ struct attention_segment {
 /// this same code: a segment attends to what its cache holds and to its own earlier rows, then extends the
 /// cache.
 template <attention_config A, numerics_config Q, class T, space S, policy P>
-void attention(const P& p, workspace& w, const attention_parameters<T, S>& parameters, double norm_eps,
+void attention(const P& p, workspace& w, const attention_parameters<T, Q, S>& parameters, double norm_eps,
                std::span<const attention_segment<T, S>> segments, matrix_view<const T, S> x,
                matrix_view<T, S> y) {
   if (segments.empty()) return;
   workspace::scope scope(w);
+  using stored = storage_types<T, Q>;
+  using X = typename stored::activation;
+  using projection = linear<T, S, typename stored::linear, X>;
+  using wide_projection = linear<T, S, typename stored::wide>;
   const attention_kind kind = segments.front().cache->kind();
   const bool csa = kind == attention_kind::csa, compressed = kind != attention_kind::sliding;
   const std::int64_t rows = x.extent[0], heads = A.num_attention_heads, dim = A.head_dim, groups = A.o_groups;
@@ -64,18 +73,20 @@ void attention(const P& p, workspace& w, const attention_parameters<T, S>& param
   const auto q_latent = w.take<T>(rows, A.q_lora_rank);
   const auto q = w.take<T>(rows, heads, dim), o = w.take<T>(rows, heads, dim);
   const auto kv = w.take<T>(rows, dim);
-  linear<T, S>::forward(p, {x, parameters.q_a}, {q_latent});
+  const auto x_in = as_activation<X>(p, w, x);
+  projection::forward(p, {x_in, parameters.q_a}, {q_latent});
   rms_norm<T, S>::forward(p, {q_latent, parameters.q_norm, norm_eps}, {q_latent});
-  linear<T, S>::forward(p, {q_latent, parameters.q_b}, {q.reshape(rows, heads * dim)});
+  const auto q_latent_in = as_activation<X>(p, w, q_latent);
+  projection::forward(p, {q_latent_in, parameters.q_b}, {q.reshape(rows, heads * dim)});
   rms_norm<T, S>::forward(p, {q.reshape(rows * heads, dim), {}, norm_eps}, {q.reshape(rows * heads, dim)});
-  linear<T, S>::forward(p, {x, parameters.kv}, {kv});
+  projection::forward(p, {x_in, parameters.kv}, {kv});
   rms_norm<T, S>::forward(p, {kv, parameters.kv_norm, norm_eps}, {kv});
 
   matrix_view<T, S> pool_kv, pool_gate, index_kv, index_gate, index_weights;
   tensor_view<T, S> index_q;
-  const auto project = [&](const matrix_view<T, S>& weight) {
+  const auto project = [&](const auto& weight) {
     const auto out = w.take<T>(rows, weight.extent[0]);
-    linear<T, S>::forward(p, {x, weight}, {out});
+    wide_projection::forward(p, {x, weight}, {out});
     return out;
   };
   if (compressed) {
@@ -87,8 +98,8 @@ void attention(const P& p, workspace& w, const attention_parameters<T, S>& param
     index_gate = project(parameters.indexer.compressor.gate);
     index_weights = project(parameters.indexer.weights);
     index_q = w.take<T>(rows, index_heads, index_dim);
-    linear<T, S>::forward(p, {q_latent, parameters.indexer.q_b},
-                          {index_q.reshape(rows, index_heads * index_dim)});
+    projection::forward(p, {q_latent_in, parameters.indexer.q_b},
+                        {index_q.reshape(rows, index_heads * index_dim)});
   }
 
   for (const auto& segment : segments) {
@@ -101,7 +112,13 @@ void attention(const P& p, workspace& w, const attention_parameters<T, S>& param
     const auto own_kv = kv.rows(row, n);
     rope<T, S>::forward(p, {frequencies, position}, {own_q});
     rope<T, S>::forward(p, {frequencies, position}, {own_kv.reshape(n, 1, dim)});
-    if constexpr (Q.kv_fp8) store_numerics<T, S>(p, block_format::fp8_kv, A.qk_rope_head_dim, own_kv);
+    const auto to_kv = [&](matrix_view<T, S> rows_) {
+      if constexpr (Q.kv_fp8) store_kv<T, S>(p, A.qk_rope_head_dim, rows_);
+    };
+    const auto to_index = [&](matrix_view<T, S> vectors) {
+      if constexpr (Q.index_fp4) store_index<T, S>(p, vectors);
+    };
+    to_kv(own_kv);
 
     // Window keys: the rows before this segment, then its own.
     const std::int64_t oldest = std::max<std::int64_t>(0, position - A.sliding_window + 1),
@@ -118,20 +135,17 @@ void attention(const P& p, workspace& w, const attention_parameters<T, S>& param
     matrix_view<T, S> entries;
     matrix_view<std::int32_t, S> selected;
     if (compressed) {
-      compress<T, S>(p, w, parameters.compressor, frequencies, norm_eps, Q.kv_fp8, block_format::fp8_kv, csa,
-                     position, pool_kv.rows(row, n), pool_gate.rows(row, n), cache.main);
+      compress<T, S>(p, w, parameters.compressor, frequencies, norm_eps, csa, position,
+                     pool_kv.rows(row, n), pool_gate.rows(row, n), cache.main, to_kv);
       ratio = A.compress_ratio(kind);
       entries = cache.main.entries.view();
     }
     if (csa) {
       const auto own_index_q = index_q.rows(row, n);
       rope<T, S>::forward(p, {frequencies, position}, {own_index_q});
-      if constexpr (Q.index_fp4)
-        store_numerics<T, S>(p, block_format::mxfp4, A.qk_rope_head_dim,
-                             own_index_q.reshape(n * index_heads, index_dim));
-      compress<T, S>(p, w, parameters.indexer.compressor, frequencies, norm_eps, Q.index_fp4,
-                     block_format::mxfp4, true, position, index_kv.rows(row, n), index_gate.rows(row, n),
-                     cache.index);
+      to_index(own_index_q.reshape(n * index_heads, index_dim));
+      compress<T, S>(p, w, parameters.indexer.compressor, frequencies, norm_eps, true, position,
+                     index_kv.rows(row, n), index_gate.rows(row, n), cache.index, to_index);
       // Where every visible entry is kept there is nothing to select.
       if (end / ratio > A.index_topk) {
         selected = w.take<std::int32_t>(n, std::int64_t{A.index_topk});
@@ -149,9 +163,10 @@ void attention(const P& p, workspace& w, const attention_parameters<T, S>& param
   }
 
   const auto grouped = w.take<T>(rows, groups, A.o_lora_rank);
-  batched_linear<T, S>::forward(p, {o.reshape(rows, groups, heads * dim / groups), parameters.o_a},
-                                {grouped});
-  linear<T, S>::forward(p, {grouped.reshape(rows, groups * A.o_lora_rank), parameters.o_b}, {y});
+  batched_linear<T, S, typename stored::linear>::forward(
+      p, {o.reshape(rows, groups, heads * dim / groups), parameters.o_a}, {grouped});
+  projection::forward(
+      p, {as_activation<X>(p, w, grouped.reshape(rows, groups * A.o_lora_rank)), parameters.o_b}, {y});
 }
 
 }  // namespace dsv4

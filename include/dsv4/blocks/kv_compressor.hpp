@@ -7,39 +7,41 @@
 #include <dsv4/exec/workspace.hpp>
 #include <dsv4/ops/compress_pool.hpp>
 #include <dsv4/ops/hadamard.hpp>
+#include <dsv4/ops/quantise.hpp>
 #include <dsv4/ops/rms_norm.hpp>
 #include <dsv4/ops/rope.hpp>
-#include <dsv4/ops/round_trip.hpp>
 
 namespace dsv4 {
 
-template <class T, space S = space::host>
+template <class T, space S = space::host, class W = T>
 struct compressor_parameters {
-  matrix_view<T, S> kv, gate;       // (D or 2D, hidden)
+  storage_matrix<W, S> kv, gate;    // (D or 2D, hidden)
   matrix_view<T, S> position_bias;  // (m, D or 2D)
   vector_view<T, S> norm;           // (D)
 };
 
-/// What happens to an entry between pooling and the cache.
+/// Rounds entries of the KV cache as they are stored; the last `rope_dim` channels stay as they are.
 template <class T, space S, policy P>
-void store_numerics(const P& p, block_format format, int rope_dim, matrix_view<T, S> x) {
-  if (format == block_format::mxfp4) {
-    hadamard<T, S>::forward(p, {}, {x});
-    round_trip<T, S>::forward(p, {format}, {x});
-  } else {
-    round_trip<T, S>::forward(p, {format}, {x.columns(0, x.extent[1] - rope_dim)});
-  }
+void store_kv(const P& p, int rope_dim, matrix_view<T, S> x) {
+  round_trip<fp8_kv, T, S>::forward(p, {}, {x.columns(0, x.extent[1] - rope_dim)});
+}
+
+/// Rounds indexer queries or keys: Hadamard transform, then MXFP4.
+template <class T, space S, policy P>
+void store_index(const P& p, matrix_view<T, S> x) {
+  hadamard<T, S>::forward(p, {}, {x});
+  round_trip<mxfp4, T, S>::forward(p, {}, {x});
 }
 
 /// Takes the projections (rows of kv and gate, the first at `position`) of the next tokens of one sequence,
 /// appends the entries that they complete to the cache, and remembers what later entries need (specification,
-/// section 6). Entry i = norm(pool of group i), rotated at position i m, then rounded to `format` when
-/// `quantised`.
-template <class T, space S, policy P>
-void compress(const P& p, workspace& w, const compressor_parameters<T, S>& parameters,
-              const rope_frequencies& frequencies, double norm_eps, bool quantised, block_format format,
-              bool overlap, std::int64_t position, matrix_view<const T, S> kv, matrix_view<const T, S> gate,
-              compressor_cache<T, S>& cache) {
+/// section 6). Entry i = norm(pool of group i), rotated at position i m, then passed to
+/// `store(entries)`, which may round them.
+template <class T, space S, class W, policy P, class Store>
+void compress(const P& p, workspace& w, const compressor_parameters<T, S, W>& parameters,
+              const rope_frequencies& frequencies, double norm_eps, bool overlap,
+              std::int64_t position, matrix_view<const T, S> kv, matrix_view<const T, S> gate,
+              compressor_cache<T, S>& cache, const Store& store) {
   workspace::scope scope(w);
   const std::int64_t m = parameters.position_bias.extent[0], rows = kv.extent[0], width = kv.extent[1];
   const std::int64_t first = position / m, entries = (position + rows) / m - first;
@@ -61,7 +63,7 @@ void compress(const P& p, workspace& w, const compressor_parameters<T, S>& param
                                  {fresh});
     rms_norm<T, S>::forward(p, {fresh, parameters.norm, norm_eps}, {fresh});
     rope<T, S>::forward(p, {frequencies, first * m, m}, {fresh.reshape(entries, 1, fresh.extent[1])});
-    if (quantised) store_numerics<T, S>(p, format, 2 * frequencies.pairs, fresh);
+    store(fresh);
   }
   cache.kv.store(p, kv, position);
   cache.gate.store(p, gate, position);

@@ -2,60 +2,133 @@
 /// DeepSeekMoE: router, routed experts, shared expert.
 #pragma once
 
+#include <dsv4/blocks/activation.hpp>
 #include <dsv4/config/model_config.hpp>
+#include <dsv4/config/numerics.hpp>
 #include <dsv4/exec/workspace.hpp>
 #include <dsv4/ops/expert_dispatch.hpp>
 #include <dsv4/ops/linear.hpp>
 #include <dsv4/ops/route.hpp>
 #include <dsv4/ops/swiglu.hpp>
 
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
 namespace dsv4 {
 
-template <class T, space S = space::host>
-struct moe_parameters {
-  matrix_view<T, S> gate;                  // (E, D)
-  vector_view<T, S> gate_bias;             // (E), empty in a hash layer
-  matrix_view<std::int32_t, S> tid2eid;    // (V, k), empty otherwise
-  tensor_view<T, S> w1, w3;                // (E, I, D) gate and up projection
-  tensor_view<T, S> w2;                    // (E, D, I) down projection
-  matrix_view<T, S> shared_w1, shared_w3;  // (I, D)
-  matrix_view<T, S> shared_w2;             // (D, I)
+/// The matrices of all routed experts of a layer, stored as `W`.
+template <class W, space S = space::host>
+struct expert_stacks {
+  storage_stack<W, S> w1, w3;  // (E, I, D) gate and up projection
+  storage_stack<W, S> w2;      // (E, D, I) down projection
 };
 
+/// Brings experts into memory that do not all fit there. Implemented by whoever holds the weights.
+template <class W>
+class expert_source {
+ public:
+  virtual ~expert_source() = default;
+  /// Makes the first of the experts `needed` (ascending) of `layer` present, as many as fit and at least one,
+  /// and returns how many. `stacks` then holds their matrices, until the next call.
+  virtual std::int64_t acquire(int layer, std::span<const std::int64_t> needed, expert_stacks<W>& stacks) = 0;
+};
+
+template <class T, numerics_config Q = numerics::float32, space S = space::host>
+struct moe_parameters {
+  using stored = storage_types<T, Q>;
+  storage_matrix<typename stored::wide, S> gate;  // (E, D)
+  vector_view<T, S> gate_bias;                    // (E), empty in a hash layer
+  matrix_view<std::int32_t, S> tid2eid;           // (V, k), empty otherwise
+  expert_stacks<typename stored::expert, S> experts;
+  storage_matrix<typename stored::linear, S> shared_w1, shared_w3;  // (I, D)
+  storage_matrix<typename stored::linear, S> shared_w2;             // (D, I)
+  /// Where the experts come from when `experts` does not hold them; null otherwise.
+  expert_source<typename stored::expert>* source = nullptr;
+  int layer = 0;  ///< this layer, for `source`
+};
+
+namespace detail {
+/// y = w2 swiglu(w1 x, w3 x) for the rows of the experts in `offsets`; `gate` and `up` are scratch.
+template <moe_config M, numerics_config Q, class T, space S, policy P>
+void run_experts(const P& p, workspace& w,
+                 const expert_stacks<typename storage_types<T, Q>::expert, S>& experts,
+                 vector_view<const std::int64_t, S> offsets,
+                 const storage_matrix<const typename storage_types<T, Q>::activation, S>& x,
+                 vector_view<const T, S> weights, matrix_view<T, S> gate, matrix_view<T, S> up,
+                 matrix_view<T, S> y) {
+  workspace::scope scope(w);
+  using stored = storage_types<T, Q>;
+  using product = grouped_linear<T, S, typename stored::expert, typename stored::activation>;
+  product::forward(p, {x, offsets, experts.w1}, {gate});
+  product::forward(p, {x, offsets, experts.w3}, {up});
+  swiglu<T, S>::forward(p, {gate, up, weights, M.swiglu_limit}, {gate});
+  product::forward(p, {as_activation<typename stored::activation>(p, w, gate), offsets, experts.w2}, {y});
+}
+}  // namespace detail
+
 /// y = shared(x) + sum over the chosen experts (specification, section 8). `tokens` are read in hash layers.
-template <moe_config M, class T, space S, policy P>
-void moe(const P& p, workspace& w, const moe_parameters<T, S>& parameters,
+template <moe_config M, numerics_config Q, class T, space S, policy P>
+void moe(const P& p, workspace& w, const moe_parameters<T, Q, S>& parameters,
          vector_view<const std::int32_t, S> tokens, matrix_view<const T, S> x, matrix_view<T, S> y) {
   workspace::scope scope(w);
+  using stored = storage_types<T, Q>;
+  using X = typename stored::activation;
   const std::int64_t rows = x.extent[0], width = x.extent[1], k = M.num_experts_per_tok, pairs = rows * k;
-  const std::int64_t inner = M.moe_intermediate_size;
+  const std::int64_t inner = M.moe_intermediate_size, count = M.n_routed_experts;
 
-  const auto logits = w.take<T>(rows, M.n_routed_experts);
-  const auto experts = w.take<std::int32_t>(rows, k);
+  const auto logits = w.take<T>(rows, count);
+  const auto chosen = w.take<std::int32_t>(rows, k);
   const auto weights = w.take<T>(rows, k);
-  linear<T, S>::forward(p, {x, parameters.gate}, {logits});
+  linear<T, S, typename stored::wide>::forward(p, {x, parameters.gate}, {logits});
   route<T, S>::forward(p, {logits, parameters.gate_bias, parameters.tid2eid, tokens, M.routed_scaling_factor},
-                       {experts, weights});
+                       {chosen, weights});
 
   {
     workspace::scope shared(w);
+    using product = linear<T, S, typename stored::linear, X>;
     const auto gate = w.take<T>(rows, inner), up = w.take<T>(rows, inner);
-    linear<T, S>::forward(p, {x, parameters.shared_w1}, {gate});
-    linear<T, S>::forward(p, {x, parameters.shared_w3}, {up});
+    const auto x_in = as_activation<X>(p, w, x);
+    product::forward(p, {x_in, parameters.shared_w1}, {gate});
+    product::forward(p, {x_in, parameters.shared_w3}, {up});
     swiglu<T, S>::forward(p, {gate, up, {}, M.swiglu_limit}, {gate});
-    linear<T, S>::forward(p, {gate, parameters.shared_w2}, {y});
+    product::forward(p, {as_activation<X>(p, w, gate), parameters.shared_w2}, {y});
   }
 
-  const auto offsets = w.take<std::int64_t>(M.n_routed_experts + 1);
+  const auto offsets = w.take<std::int64_t>(count + 1);
   const auto order = w.take<std::int64_t>(pairs), inverse = w.take<std::int64_t>(pairs);
   const auto x_sorted = w.take<T>(pairs, width), y_sorted = w.take<T>(pairs, width);
   const auto weight_sorted = w.take<T>(pairs);
   const auto gate = w.take<T>(pairs, inner), up = w.take<T>(pairs, inner);
-  expert_dispatch<T, S>::forward(p, {x, experts, weights}, {offsets, order, x_sorted, weight_sorted});
-  grouped_linear<T, S>::forward(p, {x_sorted, offsets, parameters.w1}, {gate});
-  grouped_linear<T, S>::forward(p, {x_sorted, offsets, parameters.w3}, {up});
-  swiglu<T, S>::forward(p, {gate, up, weight_sorted, M.swiglu_limit}, {gate});
-  grouped_linear<T, S>::forward(p, {gate, offsets, parameters.w2}, {y_sorted});
+  expert_dispatch<T, S>::forward(p, {x, chosen, weights}, {offsets, order, x_sorted, weight_sorted});
+  const auto x_in = as_activation<X>(p, w, x_sorted);
+  const auto run = [&](const auto& experts, vector_view<const std::int64_t, S> own, std::int64_t first,
+                       std::int64_t n) {
+    detail::run_experts<M, Q, T, S>(p, w, experts, own, x_in.rows(first, n), weight_sorted.rows(first, n),
+                                    gate.rows(first, n), up.rows(first, n), y_sorted.rows(first, n));
+  };
+  if constexpr (S == space::host) {
+    if (parameters.source) {
+      std::vector<std::int64_t> needed;
+      for (std::int64_t e = 0; e < count; ++e)
+        if (offsets(e + 1) > offsets(e)) needed.push_back(e);
+      const auto own = w.take<std::int64_t>(count + 1);
+      for (std::span<const std::int64_t> left(needed); !left.empty();) {
+        expert_stacks<typename stored::expert> present;
+        const std::int64_t n = parameters.source->acquire(parameters.layer, left, present);
+        // The other experts have no rows this time.
+        const std::int64_t begin = offsets(left.front()), end = offsets(left[static_cast<std::size_t>(n - 1)] + 1);
+        for (std::int64_t e = 0; e <= count; ++e) own(e) = std::clamp(offsets(e), begin, end) - begin;
+        run(present, own, begin, end - begin);
+        left = left.subspan(static_cast<std::size_t>(n));
+      }
+    } else {
+      run(parameters.experts, offsets, 0, pairs);
+    }
+  } else {
+    run(parameters.experts, offsets, 0, pairs);
+  }
   expert_combine<T, S>::forward(p, {y_sorted, order, y}, {y, inverse});
 }
 

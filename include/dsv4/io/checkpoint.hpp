@@ -175,8 +175,8 @@ class parameter_reader {
 /// released or Hugging Face names, stored as F32, F64 or BF16 (hash tables I64 or I32). Throws format_error
 /// naming file and tensor for a missing, unread, misshapen or mistyped tensor; `store` may then be partly
 /// filled.
-template <model_config C, class T, class Source>
-void load_parameters(const Source& source, parameter_store<C, T>& store, const load_options& options = {}) {
+template <model_config C, class T, numerics_config Q, class Source>
+void load_parameters(const Source& source, parameter_store<C, T, Q>& store, const load_options& options = {}) {
   detail::parameter_reader<Source> reader(source, options);
   reader.experts_ = C.moe.n_routed_experts;
   for_each_parameter<C>(store.views(), reader);
@@ -185,8 +185,8 @@ void load_parameters(const Source& source, parameter_store<C, T>& store, const l
 
 /// Writes the weights under their released names, in the storage type `T` (F32 or F64; hash tables I32). The
 /// file is written aside and renamed: it is there whole or not at all. Throws io_error.
-template <model_config C, class T>
-void save_parameters(const std::filesystem::path& file, parameter_store<C, T>& store) {
+template <model_config C, class T, numerics_config Q>
+void save_parameters(const std::filesystem::path& file, parameter_store<C, T, Q>& store) {
   constexpr dtype real = std::is_same_v<T, double> ? dtype::f64 : dtype::f32;
   safetensors_writer writer;
   for_each_parameter<C>(store.views(), [&]<class U, int R>(const parameter_info& info, view<U, R>& v) {

@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -17,31 +18,31 @@
 
 namespace dsv4 {
 
-template <class T, space S = space::host>
+template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct layer_parameters {
   hyper_connection_parameters<T, S> attention_site, ffn_site;
   vector_view<T, S> attention_norm, ffn_norm;  // (D)
-  attention_parameters<T, S> attention;
-  moe_parameters<T, S> ffn;
+  attention_parameters<T, Q, S> attention;
+  moe_parameters<T, Q, S> ffn;
 };
 
 /// The multi-token-prediction block: a layer of its own between two projections and a head of its own.
-template <class T, space S = space::host>
+template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct mtp_parameters {
-  matrix_view<T, S> e_proj, h_proj;      // (D, D)
-  vector_view<T, S> enorm, hnorm, norm;  // (D)
-  layer_parameters<T, S> layer;
+  storage_matrix<typename storage_types<T, Q>::linear, S> e_proj, h_proj;  // (D, D)
+  vector_view<T, S> enorm, hnorm, norm;                                    // (D)
+  layer_parameters<T, Q, S> layer;
   hyper_connection_parameters<T, S> head_site;
 };
 
-template <class T, space S = space::host>
+template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct model_parameters {
-  matrix_view<T, S> embed;  // (V, D)
-  std::vector<layer_parameters<T, S>> layers;
+  storage_matrix<typename storage_types<T, Q>::wide, S> embed;  // (V, D)
+  std::vector<layer_parameters<T, Q, S>> layers;
   hyper_connection_parameters<T, S> head_site;
-  vector_view<T, S> norm;  // (D)
-  matrix_view<T, S> head;  // (V, D)
-  mtp_parameters<T, S> mtp;
+  vector_view<T, S> norm;                                      // (D)
+  storage_matrix<typename storage_types<T, Q>::wide, S> head;  // (V, D)
+  mtp_parameters<T, Q, S> mtp;
 };
 
 /// Where a weight lives in a released checkpoint, and how it is initialised.
@@ -51,11 +52,11 @@ struct parameter_info {
 };
 
 namespace detail {
-template <model_config C, class T, space S>
+template <model_config C, class T, numerics_config Q, space S>
 class parameter_visitor {
  public:
   template <class F>
-  static void model(model_parameters<T, S>& m, F& f) {
+  static void model(model_parameters<T, Q, S>& m, F& f) {
     constexpr std::int64_t d = C.hidden_size, n = C.hyper_connection.hc_mult, v = C.vocab_size;
     m.layers.resize(static_cast<std::size_t>(C.num_hidden_layers()));
     visit(f, "embed.weight", m.embed, v, d);
@@ -77,9 +78,9 @@ class parameter_visitor {
   }
 
  private:
-  template <class F, class U, int R, class... I>
-  static void visit(F& f, std::string name, view<U, R, S>& v, I... shape) {
-    static_assert(sizeof...(I) == R);
+  template <class F, class V, class... I>
+  static void visit(F& f, std::string name, V& v, I... shape) {
+    static_assert(sizeof...(I) == std::extent_v<decltype(v.extent)>);
     f(parameter_info{std::move(name), {static_cast<std::int64_t>(shape)...}}, v);
   }
 
@@ -92,7 +93,7 @@ class parameter_visitor {
   }
 
   template <class F>
-  static void compressor(compressor_parameters<T, S>& c, const std::string& prefix, std::int64_t dim,
+  static void compressor(compressor_parameters<T, S, typename storage_types<T, Q>::wide>& c, const std::string& prefix, std::int64_t dim,
                          std::int64_t ratio, bool overlap, F& f) {
     const std::int64_t width = dim * (overlap ? 2 : 1);
     visit(f, prefix + "wkv.weight", c.kv, width, C.hidden_size);
@@ -102,7 +103,7 @@ class parameter_visitor {
   }
 
   template <class F>
-  static void layer(layer_parameters<T, S>& l, const std::string& prefix, attention_kind kind, bool hashed,
+  static void layer(layer_parameters<T, Q, S>& l, const std::string& prefix, attention_kind kind, bool hashed,
                     F& f) {
     constexpr attention_config a = C.attention;
     constexpr moe_config e = C.moe;
@@ -140,32 +141,40 @@ class parameter_visitor {
       visit(f, ffn + "gate.tid2eid", l.ffn.tid2eid, C.vocab_size, e.num_experts_per_tok);
     else
       visit(f, ffn + "gate.bias", l.ffn.gate_bias, e.n_routed_experts);
-    visit(f, ffn + "experts.*.w1.weight", l.ffn.w1, e.n_routed_experts, inner, d);
-    visit(f, ffn + "experts.*.w2.weight", l.ffn.w2, e.n_routed_experts, d, inner);
-    visit(f, ffn + "experts.*.w3.weight", l.ffn.w3, e.n_routed_experts, inner, d);
+    visit(f, ffn + "experts.*.w1.weight", l.ffn.experts.w1, e.n_routed_experts, inner, d);
+    visit(f, ffn + "experts.*.w2.weight", l.ffn.experts.w2, e.n_routed_experts, d, inner);
+    visit(f, ffn + "experts.*.w3.weight", l.ffn.experts.w3, e.n_routed_experts, inner, d);
     visit(f, ffn + "shared_experts.w1.weight", l.ffn.shared_w1, inner, d);
     visit(f, ffn + "shared_experts.w2.weight", l.ffn.shared_w2, d, inner);
     visit(f, ffn + "shared_experts.w3.weight", l.ffn.shared_w3, inner, d);
   }
 };
+
+/// Whether a weight's view is one of the scalar type or of a table.
+template <class T, class V>
+inline constexpr bool owned_view = false;
+template <class T, class U, int R, space S>
+inline constexpr bool owned_view<T, view<U, R, S>> = std::is_same_v<U, T> || std::is_same_v<U, std::int32_t>;
 }  // namespace detail
 
-/// Calls f(parameter_info, view&) for every weight of the model, in a fixed order; the views may still be
-/// empty.
-template <model_config C, class T, space S, class F>
-void for_each_parameter(model_parameters<T, S>& parameters, F&& f) {
+/// Calls f(parameter_info, view&) for every weight of the model, in a fixed order. The views may still be
+/// empty; they are a `view` of T, bf16 or std::int32_t, a block_scaled_matrix or a block_scaled_stack.
+template <model_config C, class T, numerics_config Q, space S, class F>
+void for_each_parameter(model_parameters<T, Q, S>& parameters, F&& f) {
   static_assert(valid<C>());
-  detail::parameter_visitor<C, T, S>::model(parameters, f);
+  detail::parameter_visitor<C, T, Q, S>::model(parameters, f);
 }
 
-/// The weights of a model of configuration `C`, owned. Move-only.
-template <model_config C, class T, space S = space::host>
+/// The weights of a model of configuration `C`, with the memory behind them. Weights in the scalar type and
+/// tables are owned; narrower ones start empty, and are bound to memory that the store keeps (`allocate`,
+/// `keep`): their own, or a mapped file's. Move-only.
+template <model_config C, class T, numerics_config Q = numerics::float32, space S = space::host>
 class parameter_store {
  public:
-  /// All weights zero.
+  /// All owned weights zero.
   parameter_store() {
     std::int64_t reals = 0, integers = 0;
-    for_each_parameter<C>(views_, [&]<class U, int R>(const parameter_info& info, view<U, R, S>&) {
+    for_each_owned([&]<class U, int R>(const parameter_info& info, view<U, R, S>&) {
       std::int64_t n = 1;
       for (std::int64_t e : info.shape) n *= e;
       (std::is_same_v<U, T> ? reals : integers) += padded(n);
@@ -173,7 +182,7 @@ class parameter_store {
     reals_ = buffer<T, S>(reals);
     integers_ = buffer<std::int32_t, S>(integers);
     reals = integers = 0;
-    for_each_parameter<C>(views_, [&]<class U, int R>(const parameter_info& info, view<U, R, S>& v) {
+    for_each_owned([&]<class U, int R>(const parameter_info& info, view<U, R, S>& v) {
       U* base;
       std::int64_t& offset = std::is_same_v<U, T> ? reals : integers;
       if constexpr (std::is_same_v<U, T>)
@@ -191,21 +200,43 @@ class parameter_store {
     });
   }
 
-  const model_parameters<T, S>& views() const { return views_; }
-  model_parameters<T, S>& views() { return views_; }
+  const model_parameters<T, Q, S>& views() const { return views_; }
+  model_parameters<T, Q, S>& views() { return views_; }
+
+  /// Zeroed memory that lives as long as the store, for weights to be bound to.
+  template <class U>
+  U* allocate(std::int64_t count) {
+    auto block = std::make_shared<buffer<U, S>>(count);
+    U* data = block->data();
+    bytes_ += count * static_cast<std::int64_t>(sizeof(U));
+    kept_.push_back(std::move(block));
+    return data;
+  }
+  /// Keeps what bound weights point into, such as a mapped file, alive.
+  void keep(std::shared_ptr<const void> owner) { kept_.push_back(std::move(owner)); }
+
+  /// Bytes of owned and allocated memory: mapped files are not in it.
   std::int64_t bytes() const {
-    return reals_.size() * static_cast<std::int64_t>(sizeof(T)) +
+    return bytes_ + reals_.size() * static_cast<std::int64_t>(sizeof(T)) +
            integers_.size() * static_cast<std::int64_t>(sizeof(std::int32_t));
   }
 
  private:
-  static constexpr std::int64_t padded(std::int64_t n) {
-    return (n + 15) / 16 * 16;
-  }  // rows start on cache lines
+  /// Rows start on cache lines.
+  static constexpr std::int64_t padded(std::int64_t n) { return (n + 15) / 16 * 16; }
+
+  template <class F>
+  void for_each_owned(const F& f) {
+    for_each_parameter<C>(views_, [&]<class V>(const parameter_info& info, V& v) {
+      if constexpr (detail::owned_view<T, V>) f(info, v);
+    });
+  }
 
   buffer<T, S> reals_;
   buffer<std::int32_t, S> integers_;
-  model_parameters<T, S> views_;
+  model_parameters<T, Q, S> views_;
+  std::vector<std::shared_ptr<const void>> kept_;
+  std::int64_t bytes_ = 0;
 };
 
 namespace detail {
@@ -227,8 +258,10 @@ constexpr std::uint64_t fnv1a64(std::string_view text) {
 /// a model without a file. Element i has r = 2^-23 (splitmix64(fnv1a64(name) + seed + i) >> 40) - 1, uniform
 /// in [-1, 1); norms are 1 + r / 5, sinks, position biases and mHC bases r / 2, mHC scales 1 + 0.3 r, router
 /// biases r / 10, matrices r sqrt(3 / in); a hash table sends token t, slot j to expert (t k + j) mod E.
-template <model_config C, class T>
-void initialise_by_name(parameter_store<C, T>& store, std::uint64_t seed = 0) {
+template <model_config C, class T, numerics_config Q>
+void initialise_by_name(parameter_store<C, T, Q>& store, std::uint64_t seed = 0) {
+  static_assert(storage_types<T, Q>::plain,
+                "dsv4: only weights in the scalar type are initialised; quantise_parameters makes narrow ones");
   for_each_parameter<C>(store.views(), [&]<class U, int R>(const parameter_info& info, view<U, R>& v) {
     const std::string_view name = info.name;
     if constexpr (!std::is_same_v<U, T>) {

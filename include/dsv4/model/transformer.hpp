@@ -29,7 +29,8 @@ struct transformer {
   static_assert(valid<C>());
   static constexpr model_config config = C;
   using scalar = T;
-  using parameters = parameter_store<C, T, S>;
+  using parameters = parameter_store<C, T, Q, S>;
+  using stored = storage_types<T, Q>;
   using state = sequence_state<C, T, S>;
 
   /// The next `tokens` of one sequence.
@@ -64,7 +65,7 @@ struct transformer {
   /// and, as layer num_hidden_layers(), after the last. Throws contract_error for token ids outside the
   /// vocabulary or extents that do not fit, before any state has changed.
   template <policy P, class Observer = no_observer>
-  static void forward(const P& p, workspace& w, const model_parameters<T, S>& weights, const inputs& in,
+  static void forward(const P& p, workspace& w, const model_parameters<T, Q, S>& weights, const inputs& in,
                       const outputs& out, const Observer& observe = {}) {
     workspace::scope scope(w);
     constexpr std::int64_t n = C.hyper_connection.hc_mult, width = C.hidden_size;
@@ -79,7 +80,7 @@ struct transformer {
     if (rows == 0) return;
 
     const auto x = out.streams.data ? out.streams : w.take<T>(rows, n, width);
-    embedding<T, S>::forward(p, {in.tokens, weights.embed}, {x});
+    embedding<T, S, typename stored::wide>::forward(p, {in.tokens, weights.embed}, {x});
     for (const segment& s : in.segments)
       for (int i = 0; i < C.num_hidden_layers(); ++i)
         s.sequence->cache(i).reserve(p, s.sequence->length() + s.tokens, s.sequence->length());
@@ -99,12 +100,13 @@ struct transformer {
   /// logits of position t + 2 (specification, section 11). Segments continue at their state's mtp_length(),
   /// which must stay within length(). `out.streams` are the block's own, the input of a further draft.
   template <policy P>
-  static void draft(const P& p, workspace& w, const model_parameters<T, S>& weights, const inputs& in,
+  static void draft(const P& p, workspace& w, const model_parameters<T, Q, S>& weights, const inputs& in,
                     tensor_view<const T, S> streams,
                     const outputs& out) requires(C.num_nextn_predict_layers > 0) {
     workspace::scope scope(w);
     constexpr std::int64_t n = C.hyper_connection.hc_mult, width = C.hidden_size;
     constexpr int index = C.num_hidden_layers();
+    using projection = linear<T, S, typename stored::linear, typename stored::activation>;
     const std::int64_t rows = count_rows(in.segments);
     expect_extent("transformer::draft", "tokens", in.tokens.extent[0], rows);
     expect_extent("transformer::draft", "streams rows", streams.extent[0], rows);
@@ -120,13 +122,14 @@ struct transformer {
     const auto x = out.streams.data ? out.streams : w.take<T>(rows, n, width);
     const auto e = w.take<T>(rows, 1, width), projected = w.take<T>(rows, 1, width);
     const auto normed = w.take<T>(rows * n, width);
-    embedding<T, S>::forward(p, {in.tokens, weights.embed}, {e});
+    embedding<T, S, typename stored::wide>::forward(p, {in.tokens, weights.embed}, {e});
     rms_norm<T, S>::forward(p, {e.reshape(rows, width), weights.mtp.enorm, C.rms_norm_eps},
                             {e.reshape(rows, width)});
-    linear<T, S>::forward(p, {e.reshape(rows, width), weights.mtp.e_proj}, {projected.reshape(rows, width)});
+    projection::forward(p, {as_activation<typename stored::activation>(p, w, e.reshape(rows, width)), weights.mtp.e_proj},
+                        {projected.reshape(rows, width)});
     rms_norm<T, S>::forward(p, {streams.reshape(rows * n, width), weights.mtp.hnorm, C.rms_norm_eps},
                             {normed});
-    linear<T, S>::forward(p, {normed, weights.mtp.h_proj}, {x.reshape(rows * n, width)});
+    projection::forward(p, {as_activation<typename stored::activation>(p, w, normed), weights.mtp.h_proj}, {x.reshape(rows * n, width)});
     broadcast_add<T, S>::forward(p, {projected.reshape(rows, width)}, {x});
 
     const auto segments = attention_segments(in.segments, index);
@@ -158,7 +161,7 @@ struct transformer {
   }
 
   template <policy P>
-  static void layer(const P& p, workspace& w, const layer_parameters<T, S>& weights,
+  static void layer(const P& p, workspace& w, const layer_parameters<T, Q, S>& weights,
                     std::span<const attention_segment<T, S>> segments,
                     vector_view<const std::int32_t, S> tokens, tensor_view<T, S> x) {
     hyper_connection_site<C.hyper_connection, T, S>(
@@ -167,12 +170,12 @@ struct transformer {
         });
     hyper_connection_site<C.hyper_connection, T, S>(
         p, w, weights.ffn_site, weights.ffn_norm, C.rms_norm_eps, x,
-        [&](auto u, auto v) { moe<C.moe, T, S>(p, w, weights.ffn, tokens, u, v); });
+        [&](auto u, auto v) { moe<C.moe, Q, T, S>(p, w, weights.ffn, tokens, u, v); });
   }
 
   /// Logits of the wanted rows of x.
   template <policy P>
-  static void head(const P& p, workspace& w, const model_parameters<T, S>& weights,
+  static void head(const P& p, workspace& w, const model_parameters<T, Q, S>& weights,
                    const hyper_connection_parameters<T, S>& site, vector_view<T, S> norm, const inputs& in,
                    tensor_view<const T, S> x, matrix_view<T, S> logits) {
     if (in.rows == logit_rows::none) return;
@@ -192,7 +195,7 @@ struct transformer {
     }
     const auto y = w.take<T>(wanted.extent[0], width);
     hyper_connection_head<C.hyper_connection, T, S>(p, w, site, norm, C.rms_norm_eps, wanted, y);
-    linear<T, S>::forward(p, {y, weights.head}, {logits});
+    linear<T, S, typename stored::wide>::forward(p, {y, weights.head}, {logits});
   }
 };
 

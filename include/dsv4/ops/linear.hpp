@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Matrix products with weights stored [out, in]: plain, per group of channels, and per group of rows.
+/// Matrix products with weights stored [out, in]: plain, per group of channels, and per group of rows. The
+/// storage of weights (`W`) and inputs (`X`) may be narrower than the scalar type, or block-scaled; products
+/// are of the exact stored values.
 #pragma once
 
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/numeric/widen.hpp>
+#include <dsv4/tensor/block_scaled_view.hpp>
 
 namespace dsv4 {
 /// y[t, o] = sum_i x[t, i] weight[o, i]. Rows of x, weight and y may be strided.
-template <class T, space S = space::host>
+template <class T, space S = space::host, class W = T, class X = T>
 struct linear {
   static constexpr space memory = S;
   struct inputs {
-    matrix_view<const T, S> x;       // (N, I)
-    matrix_view<const T, S> weight;  // (O, I)
+    storage_matrix<const X, S> x;       // (N, I)
+    storage_matrix<const W, S> weight;  // (O, I)
   };
   struct outputs {
     matrix_view<T, S> y;  // (N, O)
@@ -29,12 +33,12 @@ struct linear {
 };
 
 /// y[t, g, o] = sum_i x[t, g, i] weight[g, o, i]: every group of channels has its own matrix.
-template <class T, space S = space::host>
+template <class T, space S = space::host, class W = T>
 struct batched_linear {
   static constexpr space memory = S;
   struct inputs {
-    tensor_view<const T, S> x;       // (N, G, I)
-    tensor_view<const T, S> weight;  // (G, O, I)
+    tensor_view<const T, S> x;         // (N, G, I)
+    storage_stack<const W, S> weight;  // (G, O, I)
   };
   struct outputs {
     tensor_view<T, S> y;  // (N, G, O)
@@ -52,13 +56,13 @@ struct batched_linear {
 };
 
 /// y[r, o] = sum_i x[r, i] weight[e, o, i] for the rows r in [offsets[e], offsets[e + 1]) of expert e.
-template <class T, space S = space::host>
+template <class T, space S = space::host, class W = T, class X = T>
 struct grouped_linear {
   static constexpr space memory = S;
   struct inputs {
-    matrix_view<const T, S> x;                   // (R, I), sorted by expert
+    storage_matrix<const X, S> x;                // (R, I), sorted by expert
     vector_view<const std::int64_t, S> offsets;  // (E + 1)
-    tensor_view<const T, S> weight;              // (E, O, I)
+    storage_stack<const W, S> weight;            // (E, O, I)
   };
   struct outputs {
     matrix_view<T, S> y;  // (R, O)
@@ -74,53 +78,57 @@ struct grouped_linear {
   }
 };
 
-template <class T>
-struct kernel<linear<T>, exec::reference> {
-  using op = linear<T>;
+template <class T, class W, class X>
+struct kernel<linear<T, space::host, W, X>, exec::reference> {
+  using op = linear<T, space::host, W, X>;
   static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
     for (std::int64_t t = 0; t < out.y.extent[0]; ++t)
       for (std::int64_t o = 0; o < out.y.extent[1]; ++o) {
         double sum = 0;
-        for (std::int64_t i = 0; i < in.x.extent[1]; ++i) sum += double(in.x(t, i)) * double(in.weight(o, i));
+        for (std::int64_t i = 0; i < in.x.extent[1]; ++i)
+          sum += to_double(in.x(t, i)) * to_double(in.weight(o, i));
         out.y(t, o) = T(sum);
       }
   }
 };
 
-template <class T>
-struct kernel<batched_linear<T>, exec::reference> {
-  using op = batched_linear<T>;
+template <class T, class W>
+struct kernel<batched_linear<T, space::host, W>, exec::reference> {
+  using op = batched_linear<T, space::host, W>;
   static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
-    for (std::int64_t t = 0; t < out.y.extent[0]; ++t)
-      for (std::int64_t g = 0; g < out.y.extent[1]; ++g)
+    for (std::int64_t g = 0; g < out.y.extent[1]; ++g) {
+      const auto weight = in.weight[g];
+      for (std::int64_t t = 0; t < out.y.extent[0]; ++t)
         for (std::int64_t o = 0; o < out.y.extent[2]; ++o) {
           double sum = 0;
           for (std::int64_t i = 0; i < in.x.extent[2]; ++i)
-            sum += double(in.x(t, g, i)) * double(in.weight(g, o, i));
+            sum += double(in.x(t, g, i)) * to_double(weight(o, i));
           out.y(t, g, o) = T(sum);
         }
-  }
-};
-
-template <class T>
-struct kernel<grouped_linear<T>, exec::reference> {
-  using op = grouped_linear<T>;
-  static void forward(const auto& p, const typename op::inputs& in, const typename op::outputs& out) {
-    for (std::int64_t e = 0; e < in.weight.extent[0]; ++e) {
-      const std::int64_t begin = in.offsets(e), rows = in.offsets(e + 1) - begin;
-      kernel<linear<T>, exec::reference>::forward(p, {in.x.rows(begin, rows), in.weight[e]},
-                                                  {out.y.rows(begin, rows)});
     }
   }
 };
 
-template <class T>
-struct kernel<linear<T>, exec::cpu>;  // in ops/cpu/linear.hpp
+template <class T, class W, class X>
+struct kernel<grouped_linear<T, space::host, W, X>, exec::reference> {
+  using op = grouped_linear<T, space::host, W, X>;
+  static void forward(const auto& p, const typename op::inputs& in, const typename op::outputs& out) {
+    for (std::int64_t e = 0; e < in.weight.extent[0]; ++e) {
+      const std::int64_t begin = in.offsets(e), rows = in.offsets(e + 1) - begin;
+      if (rows == 0) continue;  // the weights of unused experts need not be there
+      kernel<linear<T, space::host, W, X>, exec::reference>::forward(
+          p, {in.x.rows(begin, rows), in.weight[e]}, {out.y.rows(begin, rows)});
+    }
+  }
+};
 
-template <class T>
-struct kernel<batched_linear<T>, exec::cpu>;  // in ops/cpu/linear.hpp
+template <class T, class W, class X>
+struct kernel<linear<T, space::host, W, X>, exec::cpu>;  // in ops/cpu/linear.hpp
 
-template <class T>
-struct kernel<grouped_linear<T>, exec::cpu>;  // in ops/cpu/linear.hpp
+template <class T, class W>
+struct kernel<batched_linear<T, space::host, W>, exec::cpu>;  // in ops/cpu/linear.hpp
+
+template <class T, class W, class X>
+struct kernel<grouped_linear<T, space::host, W, X>, exec::cpu>;  // in ops/cpu/linear.hpp
 
 }  // namespace dsv4

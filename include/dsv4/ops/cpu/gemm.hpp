@@ -11,6 +11,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <vector>
+#if DSV4_X86_KERNELS
+#include <cpuid.h>
+#endif
 
 namespace dsv4::detail {
 
@@ -18,7 +21,12 @@ enum class instruction_set { portable, avx2, avx512 };
 
 inline bool supported(instruction_set set) {
 #if DSV4_X86_KERNELS
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  // Clang 14 does not know "f16c" by name. CPUID can trap in a virtual machine: ask once.
+  static const bool f16c = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  }();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   if (set == instruction_set::avx2) return avx2;
   if (set == instruction_set::avx512)
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -38,13 +46,17 @@ const cpu_kernels<T>& kernels_for(instruction_set set) {
   return portable::table<T>;
 }
 
+/// The best instruction set of this machine.
+inline instruction_set best_set() {
+  return supported(instruction_set::avx512) ? instruction_set::avx512
+         : supported(instruction_set::avx2) ? instruction_set::avx2
+                                            : instruction_set::portable;
+}
+
 /// The kernels of the best instruction set of this machine.
 template <class T>
 const cpu_kernels<T>& best_kernels() {
-  static const cpu_kernels<T>& best =
-      kernels_for<T>(supported(instruction_set::avx512) ? instruction_set::avx512
-                     : supported(instruction_set::avx2) ? instruction_set::avx2
-                                                        : instruction_set::portable);
+  static const cpu_kernels<T>& best = kernels_for<T>(best_set());
   return best;
 }
 
@@ -59,42 +71,53 @@ struct gemm_problem {
   std::int64_t ldy;
 };
 
-/// Computes `count` products, problem(i) describing each, spread over the threads by blocks of x and w rows.
-template <class T, class Problem>
-void gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k, const Problem& problem) {
+/// Calls body(i, n0, n, o0, width) for blocks of `n` rows of x and `width` rows of w that cover `count`
+/// products of rows(i) x `o`, spread over the threads.
+template <class Rows, class Body>
+void for_each_block(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k, const Rows& rows,
+                    const Body& body) {
   // A block of w, 64 rows of one chunk, stays in the second-level cache while the x rows of the block pass.
   constexpr std::int64_t most_rows = 192, multiple = 6;
   std::vector<std::int64_t> first(static_cast<std::size_t>(count) + 1, 0);  // the first task of each product
-  const auto row_blocks = [](std::int64_t rows) { return (rows + most_rows - 1) / most_rows; };
-  const auto width = [](std::int64_t rows) -> std::int64_t { return rows <= 16 ? 16 : 64; };
-  std::int64_t rows = 0;
+  const auto row_blocks = [](std::int64_t n) { return (n + most_rows - 1) / most_rows; };
+  const auto width = [](std::int64_t n) -> std::int64_t { return n <= 16 ? 16 : 64; };
+  std::int64_t all_rows = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t n = problem(i).rows;
+    const std::int64_t n = rows(i);
     first[static_cast<std::size_t>(i) + 1] =
         first[static_cast<std::size_t>(i)] + row_blocks(n) * ((o + width(n) - 1) / width(n));
-    rows += n;
+    all_rows += n;
   }
   const std::int64_t tasks = first.back();
   if (tasks == 0) return;
-  const std::int64_t work = rows * o * std::max<std::int64_t>(k, 1) / tasks;  // multiply-adds per task
-  const auto& kernels = best_kernels<T>();
+  const std::int64_t work = all_rows * o * std::max<std::int64_t>(k, 1) / tasks;  // multiply-adds per task
   p.parallel_for(tasks, 1 + (std::int64_t{1} << 16) / std::max<std::int64_t>(work, 1),
                  [&](std::int64_t begin, std::int64_t end) {
-                   auto group = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+                   auto i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
                    for (std::int64_t task = begin; task < end; ++task) {
-                     while (task >= first[static_cast<std::size_t>(group) + 1]) ++group;
-                     const gemm_problem<T> g = problem(group);
-                     const std::int64_t within = task - first[static_cast<std::size_t>(group)];
-                     const std::int64_t blocks = row_blocks(g.rows);
+                     while (task >= first[static_cast<std::size_t>(i) + 1]) ++i;
+                     const std::int64_t within = task - first[static_cast<std::size_t>(i)];
+                     const std::int64_t blocks = row_blocks(rows(i));
                      const std::int64_t height =
-                         ((g.rows + blocks - 1) / blocks + multiple - 1) / multiple * multiple;
-                     const std::int64_t n0 = within % blocks * height, o0 = within / blocks * width(g.rows);
-                     const std::int64_t n = std::min(height, g.rows - n0);
-                     if (n > 0)
-                       kernels.gemm_nt(g.x + n0 * g.ldx, g.ldx, n, g.w + o0 * g.ldw, g.ldw,
-                                       std::min(width(g.rows), o - o0), k, g.y + n0 * g.ldy + o0, g.ldy);
+                         ((rows(i) + blocks - 1) / blocks + multiple - 1) / multiple * multiple;
+                     const std::int64_t n0 = within % blocks * height, o0 = within / blocks * width(rows(i));
+                     const std::int64_t n = std::min(height, rows(i) - n0);
+                     if (n > 0) body(i, n0, n, o0, std::min(width(rows(i)), o - o0));
                    }
                  });
+}
+
+/// Computes `count` products, problem(i) describing each.
+template <class T, class Problem>
+void gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k, const Problem& problem) {
+  const auto& kernels = best_kernels<T>();
+  for_each_block(
+      p, count, o, k, [&](std::int64_t i) { return problem(i).rows; },
+      [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
+        const gemm_problem<T> g = problem(i);
+        kernels.gemm_nt(g.x + n0 * g.ldx, g.ldx, n, g.w + o0 * g.ldw, g.ldw, width, k, g.y + n0 * g.ldy + o0,
+                        g.ldy);
+      });
 }
 
 }  // namespace dsv4::detail

@@ -14,7 +14,7 @@
 
 namespace dsv4::detail::avx2 {
 
-#define DSV4_LANE [[gnu::target("avx2,fma"), gnu::always_inline]] static inline
+#define DSV4_LANE [[gnu::target("avx2,fma,f16c"), gnu::always_inline]] static inline
 
 template <class T>
 struct lanes;
@@ -102,10 +102,10 @@ struct lanes<double> {
   }
 };
 
-#undef DSV4_LANE
-#define DSV4_TARGET [[gnu::target("avx2,fma")]] inline
+#define DSV4_TARGET [[gnu::target("avx2,fma,f16c")]] inline
 #include <dsv4/ops/cpu/gemm_tile.hpp>
 #undef DSV4_TARGET
+#undef DSV4_LANE
 
 }  // namespace dsv4::detail::avx2
 #endif

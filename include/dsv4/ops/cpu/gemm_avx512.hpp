@@ -103,10 +103,10 @@ struct lanes<double> {
   }
 };
 
-#undef DSV4_LANE
 #define DSV4_TARGET [[gnu::target("avx512f,avx512dq,avx512vl,avx2,fma")]] inline
 #include <dsv4/ops/cpu/gemm_tile.hpp>
 #undef DSV4_TARGET
+#undef DSV4_LANE
 
 }  // namespace dsv4::detail::avx512
 #endif

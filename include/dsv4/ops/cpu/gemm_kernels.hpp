@@ -12,6 +12,15 @@ namespace dsv4::detail {
 /// Bytes of a row that one chunk of a dot product covers: six rows of x fit the first-level cache.
 inline constexpr std::int64_t chunk_bytes = 4096;
 
+/// Has the `bytes` from `at` on brought near, a multiple of 64. Products of few rows read each weight once,
+/// several rows of them side by side: the hardware does not see in time where those streams begin and end, so
+/// the kernels fetch one tile of rows ahead, in the order of addresses and at the pace of their reading.
+template <int Bytes>
+inline void fetch_ahead(const void* at) {
+  static_assert(Bytes % 64 == 0);
+  DSV4_UNROLL for (int i = 0; i < Bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i);
+}
+
 /// Single-threaded kernels on raw row-major arrays; see gemm_tile.hpp for what each computes.
 template <class T>
 struct cpu_kernels {

@@ -49,8 +49,10 @@ struct lanes {
   }
 };
 
+#define DSV4_LANE static inline
 #define DSV4_TARGET inline
 #include <dsv4/ops/cpu/gemm_tile.hpp>
 #undef DSV4_TARGET
+#undef DSV4_LANE
 
 }  // namespace dsv4::detail::portable

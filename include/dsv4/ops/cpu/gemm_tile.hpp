@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// The matrix micro-kernels, written once for every vector instruction set. gemm_portable.hpp, gemm_avx2.hpp
-/// and gemm_avx512.hpp each include this file inside their own namespace, after defining `lanes<T>` there and
-/// DSV4_TARGET; hence no include guard. Included alone it is empty.
+/// and gemm_avx512.hpp each include this file inside their own namespace, after defining `lanes<T>` there,
+/// DSV4_TARGET and DSV4_LANE; hence no include guard. Included alone it is empty.
 ///
 /// Every output element is computed by the same operations in the same order wherever it lies in a tile, a
 /// block or a batch: one vector accumulator steps over the summed axis with fused multiply-adds, a masked
@@ -9,29 +9,63 @@
 /// elements they compute side by side.
 #if defined(DSV4_TARGET)
 
+/// Rows of a dense matrix as dot_tile reads them: `vectors` vectors at a time. With `Tile` rows to a tile the
+/// next tile is fetched meanwhile, from `next` on.
+template <class T, int Tile = 0>
+struct dense_rows {
+  static constexpr int vectors = 1;
+  const T* data;
+  std::int64_t stride;
+  const T* next = nullptr;
+
+  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const dense_rows& w) {
+    if constexpr (Tile > 0) fetch_ahead<Tile * lanes<T>::width* int{sizeof(T)}>(w.next + c * Tile);
+  }
+  DSV4_LANE void load(std::int64_t j, std::int64_t c, const dense_rows& w, typename lanes<T>::vec (&to)[1]) {
+    to[0] = lanes<T>::load(w.data + j * w.stride + c);
+  }
+  /// The last n columns; zeros behind them.
+  DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t n, const dense_rows& w,
+                      typename lanes<T>::vec (&to)[1]) {
+    to[0] = lanes<T>::load(w.data + j * w.stride + c, lanes<T>::first(n));
+  }
+};
+
 /// One chunk of dot products: RX rows of x against RW rows of w. Writes y, or adds to it.
-template <class T, int RX, int RW>
-DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t k, T* y,
-                          std::int64_t ldy, bool add) {
+template <class T, int RX, int RW, class Rows>
+DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int64_t k, T* y, std::int64_t ldy,
+                          bool add) {
   using L = lanes<T>;
+  constexpr int vectors = Rows::vectors;
+  constexpr std::int64_t step = std::int64_t{vectors} * L::width;
   typename L::vec acc[RX][RW];
   DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < RW; ++j) acc[i][j] = L::zero(); }
   std::int64_t c = 0;
-  for (; c + L::width <= k; c += L::width) {
-    typename L::vec row[RX];
-    DSV4_UNROLL for (int i = 0; i < RX; ++i) row[i] = L::load(x + i * ldx + c);
+  for (; c + step <= k; c += step) {
+    Rows::prefetch(c, w);
+    typename L::vec row[RX][vectors];
+    DSV4_UNROLL for (int i = 0; i < RX; ++i) {
+      DSV4_UNROLL for (int v = 0; v < vectors; ++v) row[i][v] = L::load(x + i * ldx + c + v * L::width);
+    }
     DSV4_UNROLL for (int j = 0; j < RW; ++j) {
-      const typename L::vec column = L::load(w + j * ldw + c);
-      DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = L::fma(row[i], column, acc[i][j]);
+      typename L::vec column[vectors];
+      Rows::load(j, c, w, column);
+      DSV4_UNROLL for (int v = 0; v < vectors; ++v) {
+        DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = L::fma(row[i][v], column[v], acc[i][j]);
+      }
     }
   }
   if (c < k) {
-    const typename L::tail tail = L::first(k - c);
-    typename L::vec row[RX];
-    DSV4_UNROLL for (int i = 0; i < RX; ++i) row[i] = L::load(x + i * ldx + c, tail);
     DSV4_UNROLL for (int j = 0; j < RW; ++j) {
-      const typename L::vec column = L::load(w + j * ldw + c, tail);
-      DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = L::fma(row[i], column, acc[i][j]);
+      typename L::vec column[vectors];
+      Rows::load(j, c, k - c, w, column);
+      DSV4_UNROLL for (int v = 0; v < vectors; ++v) {
+        const std::int64_t left = k - c - v * L::width;
+        if (left <= 0) break;
+        const typename L::tail tail = L::first(std::min<std::int64_t>(left, L::width));
+        DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] =
+            L::fma(L::load(x + i * ldx + c + v * L::width, tail), column[v], acc[i][j]);
+      }
     }
   }
   DSV4_UNROLL for (int i = 0; i < RX; ++i) {
@@ -51,9 +85,26 @@ DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const T* w, std::int64_t
 template <class T, int RX>
 DSV4_TARGET void dot_rows(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t o,
                           std::int64_t k, T* y, std::int64_t ldy, bool add) {
+  using rows = dense_rows<T>;
   std::int64_t j = 0;
-  for (; j + 4 <= o; j += 4) dot_tile<T, RX, 4>(x, ldx, w + j * ldw, ldw, k, y + j, ldy, add);
-  for (; j < o; ++j) dot_tile<T, RX, 1>(x, ldx, w + j * ldw, ldw, k, y + j, ldy, add);
+  for (; j + 4 <= o; j += 4) dot_tile<T, RX, 4>(x, ldx, rows{w + j * ldw, ldw}, k, y + j, ldy, add);
+  for (; j < o; ++j) dot_tile<T, RX, 1>(x, ldx, rows{w + j * ldw, ldw}, k, y + j, ldy, add);
+}
+
+/// One chunk of y[n, o] = x[n, k] w[o, k]^T. Writes y, or adds to it.
+template <class T>
+DSV4_TARGET void chunk_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
+                          std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, bool add) {
+  constexpr int rx = lanes<T>::tile_rows;
+  std::int64_t i = 0;
+  for (; i + rx <= n; i += rx) dot_rows<T, rx>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add);
+  if constexpr (rx > 3)
+    for (; i + 3 <= n; i += 3) dot_rows<T, 3>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add);
+  if (i + 2 <= n) {
+    dot_rows<T, 2>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add);
+    i += 2;
+  }
+  if (i < n) dot_rows<T, 1>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add);
 }
 
 /// y[n, o] = x[n, k] w[o, k]^T. The sum over k is taken in chunks of `chunk_bytes`, the chunks' sums are
@@ -62,31 +113,20 @@ template <class T>
 DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
                          std::int64_t o, std::int64_t k, T* y, std::int64_t ldy) {
   constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(T)};
-  constexpr int rx = lanes<T>::tile_rows;
   if (n == 1) {  // weights are read once: whole rows in order suit the prefetcher
     std::int64_t j = 0;
     for (; j + 8 <= o; j += 8)
       for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk)
-        dot_tile<T, 1, 8>(x + c, ldx, w + j * ldw + c, ldw, std::min(chunk, k - c), y + j, ldy, c > 0);
+        dot_tile<T, 1, 8>(x + c, ldx, dense_rows<T, 8>{w + j * ldw + c, ldw, w + (j + 8) * ldw + 8 * c},
+                          std::min(chunk, k - c), y + j, ldy, c > 0);
     for (; j < o; ++j)
       for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk)
-        dot_tile<T, 1, 1>(x + c, ldx, w + j * ldw + c, ldw, std::min(chunk, k - c), y + j, ldy, c > 0);
+        dot_tile<T, 1, 1>(x + c, ldx, dense_rows<T>{w + j * ldw + c, ldw}, std::min(chunk, k - c), y + j, ldy,
+                          c > 0);
     return;
   }
-  for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
-    const std::int64_t depth = std::min(chunk, k - c);
-    std::int64_t i = 0;
-    for (; i + rx <= n; i += rx)
-      dot_rows<T, rx>(x + i * ldx + c, ldx, w + c, ldw, o, depth, y + i * ldy, ldy, c > 0);
-    if constexpr (rx > 3)
-      for (; i + 3 <= n; i += 3)
-        dot_rows<T, 3>(x + i * ldx + c, ldx, w + c, ldw, o, depth, y + i * ldy, ldy, c > 0);
-    if (i + 2 <= n) {
-      dot_rows<T, 2>(x + i * ldx + c, ldx, w + c, ldw, o, depth, y + i * ldy, ldy, c > 0);
-      i += 2;
-    }
-    if (i < n) dot_rows<T, 1>(x + i * ldx + c, ldx, w + c, ldw, o, depth, y + i * ldy, ldy, c > 0);
-  }
+  for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk)
+    chunk_nt(x + c, ldx, n, w + c, ldw, o, std::min(chunk, k - c), y, ldy, c > 0);
 }
 
 /// RM rows by RV vectors of columns of c += a b, the last vector masked when `partial`.

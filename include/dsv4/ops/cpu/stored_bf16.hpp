@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Products of block-scaled weights and inputs with AVX-512's bf16 dot product: twice the multiply-adds of a
+/// float FMA, and weights are decoded to half the bytes. Elements times a power of two are exact in bf16, and
+/// so are their products in float; sums are rounded as floats are.
+///
+/// The instruction flushes subnormals. Rows whose scales lie within 2^-48 ... 2^48 cannot make any: all sums
+/// are multiples of 2^-114. Rows that have other scales, or NaN, are `unusual` and for the float kernels.
+#pragma once
+
+#include <dsv4/ops/cpu/gemm_avx512.hpp>
+#include <dsv4/ops/cpu/stored_portable.hpp>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+
+#if DSV4_X86_KERNELS
+
+namespace dsv4::detail::avx512_bf16 {
+
+#define DSV4_TARGET \
+  [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx2,fma")]] inline
+#define DSV4_LANE                                                                     \
+  [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx2,fma"), \
+    gnu::always_inline]] static inline
+
+/// Columns of one chunk of a dot product, and of one step within it.
+inline constexpr std::int64_t chunk = chunk_bytes / 2, step = 64;
+/// From one row of scratch to the next: not a multiple of 4096 bytes, which would all share few cache lines.
+inline constexpr std::int64_t scratch_stride = chunk + 32;
+
+/// Whether a row with these scales is not for this file.
+DSV4_TARGET bool unusual(const e8m0* scales, std::int64_t n) {
+  __mmask64 out = 0;
+  for (std::int64_t i = 0; i < n; i += 64) {
+    const __mmask64 there = n - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (n - i)) - 1;
+    const __m512i above =
+        _mm512_sub_epi8(_mm512_maskz_loadu_epi8(there, scales + i), _mm512_set1_epi8(127 - 48));
+    out |= _mm512_mask_cmpgt_epu8_mask(there, above, _mm512_set1_epi8(96));
+  }
+  return out != 0;
+}
+
+/// The bf16 codes of the magnitudes of E4M3.
+inline constexpr auto e4m3_codes = [] {
+  std::array<std::uint16_t, 128> codes{};
+  for (unsigned i = 0; i < 128; ++i)
+    codes[i] = static_cast<std::uint16_t>(__builtin_bit_cast(unsigned, element_values<e4m3>[i]) >> 16);
+  return codes;
+}();
+/// The bf16 codes of E2M1, twice.
+inline constexpr auto e2m1_codes = [] {
+  std::array<std::uint16_t, 32> codes{};
+  for (unsigned i = 0; i < 32; ++i)
+    codes[i] = static_cast<std::uint16_t>(__builtin_bit_cast(unsigned, element_values<e2m1>[i]) >> 16);
+  return codes;
+}();
+
+/// Looks up the bf16 code of 64 values of E4M3 times one scale: the high and the low bytes of all magnitudes.
+struct e4m3_table {
+  __m512i high[2], low[2];
+
+  DSV4_LANE void make(e8m0 scale, e4m3_table& to) {
+    const __m512i shift = _mm512_set1_epi16(static_cast<short>((scale.bits - 127) * 128));
+    __m512i words[4];
+    DSV4_UNROLL for (int i = 0; i < 4; ++i) {
+      // Zero, the first, and NaN, the last, do not scale.
+      const __mmask32 number = i == 0 ? 0xfffffffeu : i == 3 ? 0x7fffffffu : 0xffffffffu;
+      const __m512i base = _mm512_loadu_si512(e4m3_codes.data() + 32 * i);
+      words[i] = _mm512_mask_add_epi16(base, number, base, shift);
+    }
+    alignas(64) static constexpr auto even_bytes = [] {
+      std::array<std::uint8_t, 64> at{};
+      for (unsigned i = 0; i < 64; ++i) at[i] = static_cast<std::uint8_t>(2 * i);
+      return at;
+    }();
+    const __m512i even = _mm512_loadu_si512(even_bytes.data()),
+                  odd = _mm512_add_epi8(even, _mm512_set1_epi8(1));
+    DSV4_UNROLL for (int i = 0; i < 2; ++i) {
+      to.low[i] = _mm512_permutex2var_epi8(words[2 * i], even, words[2 * i + 1]);
+      to.high[i] = _mm512_permutex2var_epi8(words[2 * i], odd, words[2 * i + 1]);
+    }
+  }
+  /// Within 16 columns the first 8 go to to[0], the others to to[1].
+  DSV4_LANE void look_up(const e4m3_table& table, __m512i codes, __m512i (&to)[2]) {
+    const __m512i low = _mm512_permutex2var_epi8(table.low[0], codes, table.low[1]);
+    __m512i high = _mm512_permutex2var_epi8(table.high[0], codes, table.high[1]);
+    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0xf8);  // high | (codes & sign)
+    to[0] = _mm512_unpacklo_epi8(low, high);
+    to[1] = _mm512_unpackhi_epi8(low, high);
+  }
+};
+
+/// R rows of a stored matrix, at most a chunk of columns, as bf16: `load` gives 64 columns in an order that
+/// is that of `order`.
+template <class W, int R>
+struct rows;
+
+template <int Rows, scale_rule Rule, int R>
+struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
+  static constexpr int vectors = 2;
+  const std::uint8_t* codes;
+  std::int64_t stride;
+  e4m3_table tables[chunk / 128];
+  const std::uint8_t* next;
+
+  /// `to` becomes rows [r, r + R), which share their scales, columns [c, c + n).
+  DSV4_LANE void open(const auto& m, std::int64_t r, std::int64_t c, std::int64_t n, rows& to) {
+    to.codes = m.row(r) + c, to.stride = m.row_stride;
+    to.next = m.row(r + R) + c * R;
+    const e8m0* scales = m.row_scales(r) + c / 128;
+    for (std::int64_t i = 0; i < (n + 127) / 128; ++i) e4m3_table::make(scales[i], to.tables[i]);
+  }
+  /// The n columns left, at most 64; zeros behind them.
+  DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t n, const rows& w, __m512i (&to)[2]) {
+    if (n >= 64) [[likely]]
+      return e4m3_table::look_up(w.tables[c / 128], _mm512_loadu_si512(w.codes + j * w.stride + c), to);
+    std::uint8_t last[64] = {};
+    std::memcpy(last, w.codes + j * w.stride + c, static_cast<std::size_t>(n));
+    e4m3_table::look_up(w.tables[c / 128], _mm512_loadu_si512(last), to);
+  }
+  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const rows& w) {
+    if constexpr (R > 1) fetch_ahead<64 * R>(w.next + c * R);
+  }
+  /// From the order in which look_up leaves them: the same.
+  DSV4_LANE void order(__m512i (&)[2]) {}
+};
+
+template <scale_rule Rule, int R>
+struct rows<block_scaled<e2m1, 1, 32, Rule>, R> {
+  static constexpr int vectors = 2;
+  const std::uint8_t* codes;
+  std::int64_t stride;
+  const std::uint8_t* next;
+  std::uint32_t shifts[R][chunk / 32];  ///< what the scale adds to a bf16 code, twice
+
+  DSV4_LANE void open(const auto& m, std::int64_t r, std::int64_t c, std::int64_t n, rows& to) {
+    to.codes = m.row(r) + c / 2, to.stride = m.row_stride;
+    to.next = m.row(r + R) + c / 2 * R;
+    for (int j = 0; j < R; ++j) {
+      const e8m0* scales = m.row_scales(r + j) + c / 32;
+      for (std::int64_t i = 0; i < (n + 31) / 32; i += 16) {
+        const auto there = static_cast<__mmask16>((1u << std::min<std::int64_t>((n + 31) / 32 - i, 16)) - 1);
+        const __m512i e = _mm512_maskz_cvtepu8_epi32(0xffff, _mm_maskz_loadu_epi8(there, scales + i));
+        const __m512i word = _mm512_maskz_slli_epi32(0xffff, _mm512_sub_epi32(e, _mm512_set1_epi32(127)), 7);
+        _mm512_storeu_si512(to.shifts[j] + i, _mm512_mask_mov_epi16(_mm512_maskz_slli_epi32(0xffff, word, 16),
+                                                                    0x55555555u, word));
+      }
+    }
+  }
+  DSV4_LANE __m512i decode(__m128i group, std::uint32_t shift) {
+    const __m512i base = _mm512_loadu_si512(e2m1_codes.data());
+    const __m512i table =
+        _mm512_mask_add_epi16(base, 0xfefefefeu, base, _mm512_set1_epi32(static_cast<int>(shift)));
+    // Every 128 bits get all 32 nibbles, four to a word, and shift another one down. The look-up reads five
+    // bits of an index, hence its two copies.
+    const __m512i nibble = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008,
+                                            0x0008000800080008, 0x0004000400040004, 0x0004000400040004, 0, 0);
+    return _mm512_maskz_permutexvar_epi16(
+        0xffffffffu,
+        _mm512_maskz_srlv_epi16(0xffffffffu, _mm512_maskz_broadcast_i32x4(0xffff, group), nibble), table);
+  }
+  DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t n, const rows& w, __m512i (&to)[2]) {
+    if (n >= 64) [[likely]] {
+      DSV4_UNROLL for (int v = 0; v < 2; ++v) {
+        __m128i group;
+        std::memcpy(&group, w.codes + j * w.stride + c / 2 + 16 * v, sizeof group);
+        to[v] = decode(group, w.shifts[j][c / 32 + v]);
+      }
+      return;
+    }
+    std::uint8_t last[32] = {};
+    std::memcpy(last, w.codes + j * w.stride + c / 2, static_cast<std::size_t>((n + 1) / 2));
+    if (n % 2) last[n / 2] &= 0xF;
+    to[1] = _mm512_setzero_si512();
+    DSV4_UNROLL for (int v = 0; v < 2; ++v) {
+      __m128i group;
+      std::memcpy(&group, last + 16 * v, sizeof group);
+      if (n > 32 * v) to[v] = decode(group, w.shifts[j][c / 32 + v]);
+    }
+  }
+  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const rows& w) {
+    if constexpr (R > 1) fetch_ahead<32 * R>(w.next + c / 2 * R);
+  }
+  /// The word 8 a + b of a group is that of column 4 b + a.
+  DSV4_LANE void order(__m512i (&v)[2]) {
+    static constexpr auto from = [] {
+      std::array<std::uint16_t, 64> at{};
+      for (unsigned i = 0; i < 64; ++i) {
+        const unsigned column = i / 32 * 32 + i % 8 * 4 + i % 32 / 8;
+        at[i] = static_cast<std::uint16_t>(column % 16 / 8 * 32 + column / 16 * 8 + column % 8);
+      }
+      return at;
+    }();
+    const __m512i front = _mm512_permutex2var_epi16(v[0], _mm512_loadu_si512(from.data()), v[1]);
+    v[1] = _mm512_permutex2var_epi16(v[0], _mm512_loadu_si512(from.data() + 32), v[1]);
+    v[0] = front;
+  }
+};
+
+/// Rows that are bf16 already, in order and with zeros up to a step.
+struct packed_rows {
+  static constexpr int vectors = 1;
+  const std::uint16_t* data;
+  std::int64_t stride;
+
+  DSV4_LANE void prefetch(std::int64_t, const packed_rows&) {}
+  DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t, const packed_rows& w, __m512i (&to)[1]) {
+    to[0] = _mm512_loadu_si512(w.data + j * w.stride + c);
+  }
+};
+
+/// Columns of a packed row.
+constexpr std::int64_t packed_columns(std::int64_t k) { return (k + step - 1) / step * step; }
+
+/// Rows of inputs as `W` wants them, and which are unusual.
+template <class W, class X>
+DSV4_TARGET void pack(const storage_matrix<const X>& x, std::uint16_t* to, bool* strange) {
+  const std::int64_t k = x.extent[1], blocks = X::scale_columns(k);
+  for (std::int64_t r = 0; r < x.extent[0]; ++r) {
+    __mmask64 nan = 0;
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      e4m3_table table;
+      e4m3_table::make(x.row_scales(r)[b], table);
+      const std::int64_t end = std::min<std::int64_t>(k, (b + 1) * X::block_columns);
+      for (std::int64_t c = b * X::block_columns; c < end; c += step) {
+        const __mmask64 there = end - c >= step ? ~__mmask64{0} : (__mmask64{1} << (end - c)) - 1;
+        const __m512i codes = _mm512_maskz_loadu_epi8(there, x.row(r) + c);
+        const __m512i all = _mm512_set1_epi8(0x7f);
+        nan |= _mm512_cmpeq_epi8_mask(_mm512_and_si512(codes, all), all);
+        __m512i v[2];
+        e4m3_table::look_up(table, codes, v);
+        rows<W, 1>::order(v);
+        _mm512_storeu_si512(to + c, v[0]);
+        _mm512_storeu_si512(to + c + 32, v[1]);
+      }
+    }
+    *strange++ = nan != 0 || unusual(x.row_scales(r), blocks);
+    to += packed_columns(k);
+  }
+}
+
+/// One chunk of dot products: RX packed rows of x against RW rows of w. Writes y, or adds to it. The order of
+/// operations is that of gemm_tile.hpp, with the instruction's own inside.
+template <int RX, int RW, class Rows>
+DSV4_TARGET void dot_tile(const std::uint16_t* x, std::int64_t ldx, const Rows& w, std::int64_t k, float* y,
+                          std::int64_t ldy, bool add) {
+  using L = avx512::lanes<float>;
+  constexpr int vectors = Rows::vectors;
+  __m512 acc[RX][RW];
+  DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < RW; ++j) acc[i][j] = L::zero(); }
+  for (std::int64_t c = 0; c < k; c += 32 * vectors) {
+    Rows::prefetch(c, w);
+    __m512i row[RX][vectors];
+    DSV4_UNROLL for (int i = 0; i < RX; ++i) {
+      DSV4_UNROLL for (int v = 0; v < vectors; ++v) row[i][v] = _mm512_loadu_si512(x + i * ldx + c + 32 * v);
+    }
+    DSV4_UNROLL for (int j = 0; j < RW; ++j) {
+      __m512i column[vectors];
+      Rows::load(j, c, k - c, w, column);
+      DSV4_UNROLL for (int v = 0; v < vectors; ++v) {
+        DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = _mm512_dpbf16_ps(
+            acc[i][j], reinterpret_cast<__m512bh>(row[i][v]), reinterpret_cast<__m512bh>(column[v]));
+      }
+    }
+  }
+  DSV4_UNROLL for (int i = 0; i < RX; ++i) {
+    float* out = y + i * ldy;
+    if constexpr (RW % 4 == 0) {
+      DSV4_UNROLL for (int j = 0; j < RW; j += 4)
+          L::reduce4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3], out + j, add);
+    } else {
+      DSV4_UNROLL for (int j = 0; j < RW; ++j) {
+        const float sum = L::reduce(acc[i][j]);
+        out[j] = add ? out[j] + sum : sum;
+      }
+    }
+  }
+}
+
+/// How many rows from j on, at most R, share their scales.
+template <class W>
+std::int64_t rows_of_block(const storage_matrix<const W>& w, std::int64_t j, std::int64_t most) {
+  if (W::block_rows == 1) return most;
+  return std::min<std::int64_t>(most, W::block_rows - (w.skipped_rows + j) % W::block_rows);
+}
+
+/// y = x w^T for RX rows of x: weights are decoded in registers.
+template <class W, int RX>
+DSV4_TARGET void few(const std::uint16_t* x, std::int64_t ldx, const storage_matrix<const W>& w, float* y,
+                     std::int64_t ldy) {
+  constexpr int R = RX <= 2 ? 8 : 4;
+  const std::int64_t o = w.extent[0], k = w.extent[1];
+  for (std::int64_t j = 0; j < o;) {
+    const bool tile = rows_of_block<W>(w, j, o - j) >= R;
+    for (std::int64_t c = 0; c < k; c += chunk) {
+      const std::int64_t depth = std::min(chunk, k - c);
+      if (tile) {
+        rows<W, R> some;
+        rows<W, R>::open(w, j, c, depth, some);
+        dot_tile<RX, R>(x + c, ldx, some, depth, y + j, ldy, c > 0);
+      } else {
+        rows<W, 1> one;
+        rows<W, 1>::open(w, j, c, depth, one);
+        dot_tile<RX, 1>(x + c, ldx, one, depth, y + j, ldy, c > 0);
+      }
+    }
+    j += tile ? R : 1;
+  }
+}
+
+template <int RX>
+DSV4_TARGET void packed_product(const std::uint16_t* x, std::int64_t ldx, const std::uint16_t* w,
+                                std::int64_t o, std::int64_t k, float* y, std::int64_t ldy, bool add) {
+  std::int64_t j = 0;
+  for (; j + 4 <= o; j += 4)
+    dot_tile<RX, 4>(x, ldx, packed_rows{w + j * scratch_stride, scratch_stride}, k, y + j, ldy, add);
+  for (; j < o; ++j)
+    dot_tile<RX, 1>(x, ldx, packed_rows{w + j * scratch_stride, scratch_stride}, k, y + j, ldy, add);
+}
+
+/// y[n, o] = x[n, k] w[o, k]^T for packed x, k > 0 and o at most stored_block_rows; scratch for that many
+/// chunks. What it gives for unusual rows of x or w is of no meaning.
+template <class W>
+DSV4_TARGET void product(const std::uint16_t* x, std::int64_t n, const storage_matrix<const W>& w,
+                         std::uint16_t* scratch, float* y, std::int64_t ldy) {
+  const std::int64_t o = w.extent[0], k = w.extent[1], ldx = packed_columns(k);
+  if (n <= 8) {
+    for (; n >= 4; n -= 4, x += 4 * ldx, y += 4 * ldy) few<W, 4>(x, ldx, w, y, ldy);
+    if (n == 3) few<W, 3>(x, ldx, w, y, ldy);
+    if (n == 2) few<W, 2>(x, ldx, w, y, ldy);
+    if (n == 1) few<W, 1>(x, ldx, w, y, ldy);
+    return;
+  }
+  for (std::int64_t c = 0; c < k; c += chunk) {
+    const std::int64_t depth = std::min(chunk, k - c), packed = packed_columns(depth);
+    for (std::int64_t j = 0; j < o; ++j) {
+      rows<W, 1> one;
+      rows<W, 1>::open(w, j, c, depth, one);
+      for (std::int64_t i = 0; i < depth; i += step) {
+        __m512i v[2];
+        rows<W, 1>::load(0, i, depth - i, one, v);
+        _mm512_storeu_si512(scratch + j * scratch_stride + i, v[0]);
+        _mm512_storeu_si512(scratch + j * scratch_stride + i + 32, v[1]);
+      }
+    }
+    std::int64_t i = 0;
+    for (; i + 6 <= n; i += 6)
+      packed_product<6>(x + i * ldx + c, ldx, scratch, o, packed, y + i * ldy, ldy, c > 0);
+    for (; i + 3 <= n; i += 3)
+      packed_product<3>(x + i * ldx + c, ldx, scratch, o, packed, y + i * ldy, ldy, c > 0);
+    for (; i < n; ++i) packed_product<1>(x + i * ldx + c, ldx, scratch, o, packed, y + i * ldy, ldy, c > 0);
+  }
+}
+
+#undef DSV4_TARGET
+#undef DSV4_LANE
+
+}  // namespace dsv4::detail::avx512_bf16
+#endif

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Threaded matrix products with narrow weights; of their rounding holds what gemm.hpp says.
+#pragma once
+
+#include <dsv4/ops/cpu/gemm.hpp>
+#include <dsv4/ops/cpu/stored_avx2.hpp>
+#include <dsv4/ops/cpu/stored_avx512.hpp>
+#include <dsv4/ops/cpu/stored_bf16.hpp>
+#include <dsv4/ops/cpu/stored_portable.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+namespace dsv4::detail {
+
+/// The kernels of one instruction set, which must be supported.
+template <class T, class W>
+const stored_kernels<T, W>& stored_kernels_for(instruction_set set) {
+#if DSV4_X86_KERNELS
+  if (set == instruction_set::avx512) return avx512::stored_table<T, W>;
+  if (set == instruction_set::avx2) return avx2::stored_table<T, W>;
+#endif
+  (void)set;
+  return portable::stored_table<T, W>;
+}
+
+/// The kernels of the best instruction set of this machine.
+template <class T, class W>
+const stored_kernels<T, W>& best_stored_kernels() {
+  static const stored_kernels<T, W>& best = stored_kernels_for<T, W>(best_set());
+  return best;
+}
+
+/// All of a stored matrix as T, dense.
+template <class T, class X>
+void decode_rows(const storage_matrix<const X>& x, T* to) {
+  const std::int64_t k = x.extent[1], chunk = chunk_bytes / std::int64_t{sizeof(T)};
+  for (std::int64_t c = 0; c < k; c += chunk)
+    best_stored_kernels<T, X>().decode(x, c, std::min(chunk, k - c), to + c, k);
+}
+
+/// A matrix as T, decoded when it is not T already.
+template <class T>
+struct decoded_matrix {
+  std::unique_ptr<T[]> storage;
+  const T* data;
+  std::int64_t stride;
+};
+
+template <class T, class X>
+decoded_matrix<T> decode_matrix(const exec::cpu& p, const storage_matrix<const X>& x) {
+  if constexpr (std::is_same_v<T, X>) {
+    return {nullptr, x.data, x.stride[0]};
+  } else {
+    const std::int64_t n = x.extent[0], k = x.extent[1];
+    std::unique_ptr<T[]> storage(new T[static_cast<std::size_t>(n * k)]);
+    T* const to = storage.get();
+    p.parallel_for(n, 1 + 32768 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
+      decode_rows<T, X>(x.rows(begin, end - begin), to + begin * k);
+    });
+    return {std::move(storage), to, k};
+  }
+}
+
+/// One product y[rows, o] = x[rows, k] w[o, k]^T of several that share o and k.
+template <class T, class W>
+struct stored_problem {
+  const T* x;
+  std::int64_t ldx, rows;
+  storage_matrix<const W> w;
+  T* y;
+  std::int64_t ldy;
+};
+
+/// Computes `count` products, problem(i) describing each.
+template <class T, class W, class Problem>
+void stored_gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k,
+                    const Problem& problem) {
+  const auto& kernels = best_stored_kernels<T, W>();
+  for_each_block(
+      p, count, o, k, [&](std::int64_t i) { return problem(i).rows; },
+      [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
+        const stored_problem<T, W> g = problem(i);
+        // Kept between calls: fresh memory of this size costs page faults every time.
+        thread_local const std::unique_ptr<T[]> scratch(new T[stored_scratch<T>]);
+        kernels.product(g.x + n0 * g.ldx, g.ldx, n, g.w.rows(o0, width), scratch.get(), g.y + n0 * g.ldy + o0,
+                        g.ldy);
+      });
+}
+
+/// Whether products of weights `W` and inputs `X` may be of bf16, and can be on this machine.
+template <class T, class W, class X>
+bool bf16_products() {
+#if DSV4_X86_KERNELS
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<X, fp8_activation> &&
+                (std::is_same_v<W, fp8_weight> || std::is_same_v<W, mxfp4> || std::is_same_v<W, mxfp4_ocp>)) {
+    static const bool has = supported(instruction_set::avx512) && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+    return has;
+  }
+#endif
+  return false;
+}
+
+#if DSV4_X86_KERNELS
+/// The products of stored_gemm_nt with x rows that begin(i) tells, rows(i) many, by bf16 kernels.
+template <class W, class X, class Begin, class Rows, class Weight>
+void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
+                  const matrix_view<float>& y, const Begin& first, const Rows& rows, const Weight& weight) {
+  const std::int64_t all = x.extent[0], o = y.extent[1], k = x.extent[1];
+  const std::int64_t columns = avx512_bf16::packed_columns(k);
+  const std::unique_ptr<std::uint16_t[]> packed(new std::uint16_t[static_cast<std::size_t>(all * columns)]);
+  const std::unique_ptr<bool[]> strange(new bool[static_cast<std::size_t>(all)]);
+  p.parallel_for(all, 1 + 65536 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
+    avx512_bf16::pack<W, X>(x.rows(begin, end - begin), packed.get() + begin * columns,
+                            strange.get() + begin);
+  });
+  for_each_block(
+      p, count, o, k, rows,
+      [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
+        thread_local const std::unique_ptr<std::uint16_t[]> scratch(
+            new std::uint16_t[stored_block_rows * avx512_bf16::scratch_stride]);
+        const std::int64_t r0 = first(i) + n0;
+        const storage_matrix<const W> w = weight(i).rows(o0, width);
+        float* const out = y.data + r0 * y.stride[0] + o0;
+        if (k > 0)
+          avx512_bf16::product<W>(packed.get() + r0 * columns, n, w, scratch.get(), out, y.stride[0]);
+        // Unusual rows again, in float. Which they are is a matter of their own numbers only.
+        const auto again = [&](std::int64_t r, std::int64_t rs, std::int64_t j, std::int64_t js) {
+          const std::unique_ptr<float[]> wide(
+              new float[static_cast<std::size_t>(rs * k) + stored_scratch<float>]);
+          decode_rows<float, X>(x.rows(r0 + r, rs), wide.get());
+          best_stored_kernels<float, W>().product(wide.get(), k, rs, w.rows(j, js), wide.get() + rs * k,
+                                                  out + r * y.stride[0] + j, y.stride[0]);
+        };
+        if (k == 0) return again(0, n, 0, width);
+        for (std::int64_t j = 0; j < width; ++j)
+          if (avx512_bf16::unusual(w.row_scales(j), W::scale_columns(k))) again(0, n, j, 1);
+        for (std::int64_t r = 0; r < n; ++r)
+          if (strange[static_cast<std::size_t>(r0 + r)]) again(r, 1, 0, width);
+      });
+}
+#endif
+
+}  // namespace dsv4::detail

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Products with narrow weights, written once for every vector instruction set, in terms of gemm_tile.hpp.
+/// stored_portable.hpp, stored_avx2.hpp and stored_avx512.hpp each include this file inside the namespace of
+/// their matrix kernels, after defining `stored_rows<W, R>` there, DSV4_TARGET and DSV4_LANE; hence no
+/// include guard. Included alone it is empty.
+///
+/// Few rows of x: weights are decoded in registers. More: a chunk of a block of weight rows is decoded to
+/// scratch, and the dense tiles take it from there. Decoding is exact and the order of columns is kept, so
+/// both ways have the bits of the dense product with the decoded weights.
+#if defined(DSV4_TARGET)
+
+/// Columns [c, c + n) of all rows of w, c a multiple of a chunk, n at most one.
+template <class T, class W>
+DSV4_TARGET void stored_decode(const storage_matrix<const W>& w, std::int64_t c, std::int64_t n, T* to,
+                               std::int64_t ldt) {
+  using L = lanes<float>;
+  constexpr int vectors = stored_rows<W, 1>::vectors;
+  constexpr std::int64_t step = std::int64_t{vectors} * L::width;
+  float wide[step];
+  for (std::int64_t r = 0; r < w.extent[0]; ++r) {
+    stored_rows<W, 1> row;
+    stored_rows<W, 1>::open(w, r, c, n, row);
+    T* out = to + r * ldt;
+    std::int64_t i = 0;
+    for (; i + step <= n; i += step) {
+      typename L::vec v[vectors];
+      stored_rows<W, 1>::load(0, i, row, v);
+      if constexpr (std::is_same_v<T, float>) {
+        DSV4_UNROLL for (int a = 0; a < vectors; ++a) L::store(out + i + a * L::width, v[a]);
+      } else {
+        DSV4_UNROLL for (int a = 0; a < vectors; ++a) L::store(wide + a * L::width, v[a]);
+        for (std::int64_t a = 0; a < step; ++a) out[i + a] = T(wide[a]);
+      }
+    }
+    if (i < n) {
+      typename L::vec v[vectors];
+      stored_rows<W, 1>::load(0, i, n - i, row, v);
+      DSV4_UNROLL for (int a = 0; a < vectors; ++a) L::store(wide + a * L::width, v[a]);
+      for (std::int64_t a = 0; a < n - i; ++a) out[i + a] = T(wide[a]);
+    }
+  }
+}
+
+/// y[RX, w rows from j] = x[RX, k] w^T, R weight rows at a time.
+template <class W, int RX, int R>
+DSV4_TARGET void stored_rows_product(const float* x, std::int64_t ldx, const storage_matrix<const W>& w,
+                                     std::int64_t& j, float* y, std::int64_t ldy) {
+  constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(float)};
+  const std::int64_t o = w.extent[0], k = w.extent[1];
+  for (; j + R <= o; j += R)
+    for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
+      const std::int64_t depth = std::min(chunk, k - c);
+      stored_rows<W, R> rows;
+      stored_rows<W, R>::open(w, j, c, depth, rows);
+      dot_tile<float, RX, R>(x + c, ldx, rows, depth, y + j, ldy, c > 0);
+    }
+}
+
+template <class W, int RX>
+DSV4_TARGET void stored_few(const float* x, std::int64_t ldx, const storage_matrix<const W>& w, float* y,
+                            std::int64_t ldy) {
+  std::int64_t j = 0;
+  stored_rows_product<W, RX, (RX <= lanes<float>::tile_rows / 3 ? 8 : 4)>(x, ldx, w, j, y, ldy);
+  stored_rows_product<W, RX, 1>(x, ldx, w, j, y, ldy);
+}
+
+/// y[n, o] = x[n, k] w[o, k]^T, o at most stored_block_rows.
+template <class T, class W>
+DSV4_TARGET void stored_nt(const T* x, std::int64_t ldx, std::int64_t n, const storage_matrix<const W>& w,
+                           T* scratch, T* y, std::int64_t ldy) {
+  if constexpr (std::is_same_v<T, float> && stored_rows<W, 1>::in_registers) {
+    constexpr int most = lanes<T>::tile_rows > 3 ? 4 : 3;
+    if (n <= 2 * most) {
+      for (; n >= most; n -= most, x += most * ldx, y += most * ldy) stored_few<W, most>(x, ldx, w, y, ldy);
+      if constexpr (most > 3)
+        if (n == 3) stored_few<W, 3>(x, ldx, w, y, ldy);
+      if (n == 2) stored_few<W, 2>(x, ldx, w, y, ldy);
+      if (n == 1) stored_few<W, 1>(x, ldx, w, y, ldy);
+      return;
+    }
+  }
+  constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(T)};
+  const std::int64_t o = w.extent[0], k = w.extent[1];
+  for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
+    const std::int64_t depth = std::min(chunk, k - c);
+    stored_decode<T, W>(w, c, depth, scratch, scratch_stride<T>);
+    chunk_nt(x + c, ldx, n, scratch, scratch_stride<T>, o, depth, y, ldy, c > 0);
+  }
+}
+
+template <class T, class W>
+inline constexpr stored_kernels<T, W> stored_table = {&stored_nt<T, W>, &stored_decode<T, W>};
+
+#endif  // DSV4_TARGET
