@@ -12,6 +12,8 @@ class Dsv4(ConanFile):
     license = "Apache-2.0"
     package_type = "header-library"
     settings = "os", "compiler", "build_type", "arch"
+    options = {"tokenizer": [True, False]}
+    default_options = {"tokenizer": False}
     exports_sources = "CMakeLists.txt", "cmake/*", "include/*", "LICENSE"
     no_copy_source = True
 
@@ -22,6 +24,8 @@ class Dsv4(ConanFile):
     def requirements(self):
         self.requires("eigen/[>=3.4 <4]")
         self.requires("nlohmann_json/[>=3.11 <4]")
+        if self.options.tokenizer:
+            self.requires("pcre2/[>=10.42 <11]")  # found by pkg-config: consumers generate with PkgConfigDeps
 
     def generate(self):
         toolchain = CMakeToolchain(self)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # What our own programs are built with. Nothing here reaches a consumer.
 find_package(nlohmann_json REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(DSV4_PCRE2 REQUIRED QUIET IMPORTED_TARGET GLOBAL libpcre2-8)
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
 endif()
@@ -8,7 +10,7 @@ set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/bin)
 
 add_library(dsv4_own INTERFACE)
 target_compile_options(dsv4_own INTERFACE -Wall -Wextra -Wpedantic -Werror)
-target_link_libraries(dsv4_own INTERFACE dsv4::io)
+target_link_libraries(dsv4_own INTERFACE dsv4::tokenizer)
 if(DSV4_SANITIZE)
   target_compile_options(dsv4_own INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all)
   target_link_options(dsv4_own INTERFACE -fsanitize=address,undefined)

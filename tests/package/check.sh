@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # check.sh SOURCE_DIR BUILD_DIR: installs the package into a prefix with a space and builds examples/downstream against it,
-# then with add_subdirectory and FetchContent; the CUDA component where there is nvcc; pkg-config where there is one.
+# then with add_subdirectory and FetchContent; the tokenizer component; the CUDA component where there is nvcc; pkg-config where there is one.
 set -euo pipefail
 source=$1
 work="$2/package test"
@@ -31,7 +31,35 @@ if cmake -S "$work/components" -B "$work/components/build" -DCMAKE_PREFIX_PATH="
   echo "an unknown component was accepted"
   exit 1
 fi
-tr -s '\n ' ' ' < "$work/components.log" | grep -q "no component 'nonsense'; it has: io, cuda" || { cat "$work/components.log"; exit 1; }
+tr -s '\n ' ' ' < "$work/components.log" | grep -q "no component 'nonsense'; it has: io, tokenizer, cuda" || { cat "$work/components.log"; exit 1; }
+
+mkdir "$work/tokenizer"
+cat > "$work/tokenizer/CMakeLists.txt" <<'EOF'
+cmake_minimum_required(VERSION 3.25)
+project(tokenizer_consumer LANGUAGES CXX)
+find_package(dsv4 0.1 REQUIRED COMPONENTS tokenizer)
+add_executable(consumer consumer.cpp)
+target_link_libraries(consumer PRIVATE dsv4::tokenizer)
+EOF
+cat > "$work/tokenizer/consumer.cpp" <<'EOF'
+#include <dsv4/io/tokenizer.hpp>
+int main(int, char** argv) {
+  const dsv4::io::tokenizer t{std::filesystem::path(argv[1])};
+  return t.decode(t.encode("The sea, 1234")) == "The sea, 1234" ? 0 : 1;
+}
+EOF
+cmake -S "$work/tokenizer" -B "$work/tokenizer/build" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" > "$work/tokenizer.log"
+cmake --build "$work/tokenizer/build" >> "$work/tokenizer.log" || { cat "$work/tokenizer.log"; exit 1; }
+"$work/tokenizer/build/consumer" "$source/tests/data/tokenizer_deepseek_style.json"
+# Only who asks for it needs PCRE2.
+without_pcre2() { PKG_CONFIG_PATH='' PKG_CONFIG_LIBDIR="$work" cmake -G Ninja -DCMAKE_PREFIX_PATH="$prefix" "$@" > "$work/without.log" 2>&1; }
+without_pcre2 -S "$source/examples/downstream" -B "$work/without" || { cat "$work/without.log"; exit 1; }
+without_pcre2 -S "$source/examples/downstream" -B "$work/without_source" -DDSV4_SOURCE="$source" || { cat "$work/without.log"; exit 1; }
+if without_pcre2 -S "$work/tokenizer" -B "$work/tokenizer/without"; then
+  echo "a missing PCRE2 was accepted"
+  exit 1
+fi
+tr -s '\n ' ' ' < "$work/without.log" | grep -q "'tokenizer' needs PCRE2" || { cat "$work/without.log"; exit 1; }
 
 nvcc=$(command -v nvcc || true)
 if [ -n "$nvcc" ]; then
