@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include "support/golden.hpp"
 #include <dsv4/io/checkpoint.hpp>
+#include <dsv4/io/checkpoint_writer.hpp>
 
 #include <filesystem>
 #include <functional>
@@ -135,7 +136,7 @@ TEST_CASE("sink read as bf16 although stored FP32: narrow types are refused wher
   CHECK(std::abs(weights.views().layers[0].attention_norm(0) - 1) <= 0.21f);
 }
 
-TEST_CASE("unknown dtype read as something else: FP8 and integers are refused as weights") {
+TEST_CASE("unknown dtype read as something else: FP8 without scales, halves and integers are refused") {
   const auto retype = [](io::dtype type, std::size_t bytes) {
     return [=](auto& t) {
       auto& w = t["layers.0.attn.wkv.weight"];
@@ -144,7 +145,10 @@ TEST_CASE("unknown dtype read as something else: FP8 and integers are refused as
     };
   };
   mentions(load_message(retype(io::dtype::f8_e4m3, 1)),
-           {"layers.0.attn.wkv.weight", "F32, F64 or BF16", "F8_E4M3"});
+           {"layers.0.attn.wkv.scale", "the scales of tensor \"layers.0.attn.wkv.weight\"", "none"});
+  mentions(load_message(retype(io::dtype::f8_e8m0, 1)),
+           {"layers.0.attn.wkv.weight", "F32, F64 or BF16", "F8_E8M0"});
+  mentions(load_message(retype(io::dtype::f16, 2)), {"layers.0.attn.wkv.weight", "F32, F64 or BF16", "F16"});
   mentions(load_message(retype(io::dtype::i32, 4)), {"layers.0.attn.wkv.weight", "I32"});
 }
 

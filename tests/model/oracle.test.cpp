@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the public peer lacks, against the float64 specification in tests/oracle: multi-token prediction, the
-// indexer's Hadamard transform and FP4, FP8 KV entries, odd widths. Weights come from the rule of
-// initialise_by_name, so that the files hold outputs only. Tolerance 1e-9: two float64 programs that sum in
-// different orders, logits below 100.
+// indexer's Hadamard transform and FP4, FP8 KV entries, all round trips of the released models, odd widths.
+// Weights come from the rule of initialise_by_name, so that the files hold outputs only. Tolerance 1e-9: two
+// float64 programs that sum in different orders, logits below 100.
 #include "support/catch.hpp"
 #include "support/golden.hpp"
 #include <dsv4/cpu.hpp>
+#include <dsv4/model/quantise_parameters.hpp>
 
 using namespace dsv4;
 
@@ -60,13 +61,30 @@ constexpr model_config kv_fp8_case = [] {
   return c;
 }();
 
+constexpr model_config released_case = [] {
+  model_config c = kv_fp8_case;
+  c.hidden_size = 144;
+  c.attention.q_lora_rank = 40;
+  c.attention.o_lora_rank = 24;
+  c.moe.moe_intermediate_size = 48;
+  c.moe.num_hash_layers = 1;
+  c.num_nextn_predict_layers = 1;
+  return c;
+}();
+
 template <model_config Config, numerics_config Q, policy P>
 void check_oracle(const P& p, const std::string& name) {
   INFO(name << " " << P::name);
   using model = transformer<Config, double, Q>;
   const io::safetensors_file file(std::string(DSV4_TEST_DATA) + "/oracle_" + name + ".safetensors");
   typename model::parameters weights;
-  initialise_by_name(weights);
+  if constexpr (storage_types<double, Q>::plain) {
+    initialise_by_name(weights);
+  } else {
+    parameter_store<Config, double> wide;
+    initialise_by_name(wide);
+    quantise_parameters(p, wide, weights);
+  }
   const auto tokens = testing::tensor<std::int32_t>(file, "tokens");
   const auto length = static_cast<std::int64_t>(tokens.size());
   const std::int64_t vocab = Config.vocab_size, n = Config.hyper_connection.hc_mult;
@@ -104,6 +122,7 @@ void check_all(const P& p) {
   check_oracle<odd_case, numerics::float32>(p, "odd");
   check_oracle<hadamard_fp4_case, numerics::index_fp4>(p, "hadamard_fp4");
   check_oracle<kv_fp8_case, numerics::kv_fp8_index_fp4>(p, "kv_fp8");
+  check_oracle<released_case, numerics::v4_released>(p, "v4_released");
 }
 
 }  // namespace

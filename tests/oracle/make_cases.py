@@ -34,6 +34,10 @@ CASES = {  # name: (what differs from BASE, number of tokens)
                  routed_scaling_factor=1.75, rope_theta=5000.0, compress_rope_theta=90000.0), 61),
     "hadamard_fp4": (dict(layer_types=[CSA, HCA, CSA], mlp_layer_types=["moe"] * 3, index_head_dim=32,
                           numerics="index_fp4"), 70),
+    "v4_released": (dict(layer_types=[SWA, CSA, HCA], mlp_layer_types=["hash_moe", "moe", "moe"], vocab_size=64,
+                         hidden_size=144, q_lora_rank=40, head_dim=160, partial_rotary_factor=0.2, o_lora_rank=24,
+                         moe_intermediate_size=48, index_head_dim=64, num_nextn_predict_layers=1, rope_parameters=YARN,
+                         numerics="v4_released"), 45),
     "kv_fp8": (dict(layer_types=[SWA, CSA, HCA], mlp_layer_types=["moe"] * 3, vocab_size=64, head_dim=160,
                     partial_rotary_factor=0.2, index_head_dim=64, rope_parameters=YARN, numerics="kv_fp8_index_fp4"), 50),
 }
@@ -135,7 +139,8 @@ def shapes(c):
 
 
 def weights(c):
-    return {name: tensor(name, shape, c) for name, shape in shapes(c).items()}
+    w = {name: tensor(name, shape, c) for name, shape in shapes(c).items()}
+    return v4.stored_weights(w) if c.released else w
 
 
 def draw_tokens(seed, count, vocab):

@@ -8,7 +8,7 @@ Every *.safetensors of IN_DIR is written to OUT_DIR without
   buffer.*rotary_emb*     frequency tables (a function of the configuration),
   hidden.0                the embedding rows, copied n_hc times: param.model.embed_tokens.weight[tokens],
   hidden.<last>           the input of the head; `logits` is that times param.lm_head.weight,
-  part of hidden.<i>      in files with more than three layers: the first CUT tokens of the first sequence are kept.
+  part of hidden.<i>      in files with more than two layers: the first CUT tokens of the first sequence are kept.
 Whatever is kept is bit-identical, and so is the metadata. The script re-reads what it wrote and checks this.
 """
 import pathlib
@@ -30,7 +30,7 @@ CUT = 52
 
 
 def cut(name, tensor, layers):
-    return tensor[:1, :CUT] if name.startswith("hidden.") and layers > 3 else tensor
+    return tensor[:1, :CUT] if name.startswith("hidden.") and layers > 2 else tensor
 
 
 def main(source, target):

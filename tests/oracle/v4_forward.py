@@ -13,6 +13,8 @@ ratio, W window. The sequence dimension comes first; batches are a loop outside.
     float32           none
     index_fp4         indexer queries and keys: Hadamard, then FP4
     kv_fp8_index_fp4  the same, and FP8 for the un-rotated dims of window and compressed key-values
+    v4_released       the same, and every input of a quantised projection in FP8 (groups of 128); `stored_weights` rounds
+                      the weights as the released files do
 Ties in a top-k go to the lower index.
 """
 import json
@@ -23,7 +25,7 @@ import numpy as np
 import tensorfile
 
 SWA, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
-NUMERICS = ("float32", "index_fp4", "kv_fp8_index_fp4")
+NUMERICS = ("float32", "index_fp4", "kv_fp8_index_fp4", "v4_released")
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -42,7 +44,8 @@ class Config:
         self.rope_dim = int(self.head_dim * self.partial_rotary_factor + 1e-9)
         self.nope_dim = self.head_dim - self.rope_dim
         self.fp4_index = self.numerics != "float32"
-        self.fp8_kv = self.numerics == "kv_fp8_index_fp4"
+        self.released = self.numerics == "v4_released"
+        self.fp8_kv = self.released or self.numerics == "kv_fp8_index_fp4"
         yarn = self.rope_parameters
         self.yarn = yarn if yarn and yarn.get("rope_type") == "yarn" else None
         self.window_rope = rope_frequencies(self.rope_dim, self.rope_theta)
@@ -132,6 +135,43 @@ def fp8_round_trip(x):
     if x.size == 0:
         return x
     return per_group(x, min(64, x.shape[-1]), 1e-4, 448.0, e4m3)
+
+
+def activation(x, c):
+    """The input of a quantised projection."""
+    return per_group(x, 128, 1e-4, 448.0, e4m3) if c.released and x.size else x
+
+
+def fp8_tiles(x):
+    """A weight [out, in] in tiles of 128 x 128, each with one scale."""
+    y = np.empty_like(x)
+    for row in range(0, x.shape[0], 128):
+        for column in range(0, x.shape[1], 128):
+            tile = x[row:row + 128, column:column + 128]
+            flat = tile.reshape(1, -1)
+            y[row:row + 128, column:column + 128] = per_group(flat, flat.size, 448 * 2.0 ** -126, 448.0, e4m3).reshape(tile.shape)
+    return y
+
+
+def bfloat16(x):
+    return round_to_float(x, 7, -126, 3.3895313892515355e38, "fp8")
+
+
+FP8_WEIGHTS = ("wq_a.weight", "attn.wq_b.weight", "indexer.wq_b.weight", "attn.wkv.weight", "wo_a.weight", "wo_b.weight",
+               "e_proj.weight", "h_proj.weight")
+BF16_WEIGHTS = ("embed.weight", "head.weight", "norm.weight", "gate.weight", "compressor.wkv.weight",
+                "compressor.wgate.weight", "weights_proj.weight")
+
+
+def stored_weights(w):
+    """The weights as released files store them: FP4 experts, FP8 projections, BF16 and F32 for the rest."""
+    def stored(name, x):
+        if ".experts." in name:
+            return per_group(x, 32, 6 * 2.0 ** -126, 6.0, e2m1)
+        if ".shared_experts." in name or name.endswith(FP8_WEIGHTS):
+            return fp8_tiles(x)
+        return bfloat16(x) if name.endswith(BF16_WEIGHTS) else x
+    return {name: stored(name, x) for name, x in w.items()}
 
 
 def hadamard(x):
@@ -249,15 +289,16 @@ def moe(x, tokens, w, p, c, hashed):
     weight = np.take_along_axis(score, chosen, 1)
     weight = weight / weight.sum(1, keepdims=True) * c.routed_scaling_factor
 
-    def expert(name, rows):
-        h = swiglu(rows @ w[name + "w1.weight"].T, rows @ w[name + "w3.weight"].T, c.swiglu_limit)
-        return h @ w[name + "w2.weight"].T
+    def expert(name, rows, share=1.0):
+        h = swiglu(rows @ w[name + "w1.weight"].T, rows @ w[name + "w3.weight"].T, c.swiglu_limit) * share
+        return activation(h, c) @ w[name + "w2.weight"].T
 
+    x = activation(x, c)                                           # the router has read the exact rows
     y = expert(p + "shared_experts.", x)
     for e in range(c.n_routed_experts):
         rows, slots = np.nonzero(chosen == e)
         if len(rows):
-            y[rows] += weight[rows, slots, None] * expert(f"{p}experts.{e}.", x[rows])
+            y[rows] += expert(f"{p}experts.{e}.", x[rows], weight[rows, slots, None])
     return y
 
 
@@ -265,20 +306,20 @@ def moe(x, tokens, w, p, c, hashed):
 
 def queries(x, positions, w, p, c, frequencies):
     """-> (latent [T, q_lora], q [T, H, c])."""
-    latent = rms_norm(x @ w[p + "wq_a.weight"].T, w[p + "q_norm.weight"], c.rms_norm_eps)
-    q = (latent @ w[p + "wq_b.weight"].T).reshape(len(x), c.num_attention_heads, c.head_dim)
+    latent = rms_norm(activation(x, c) @ w[p + "wq_a.weight"].T, w[p + "q_norm.weight"], c.rms_norm_eps)
+    q = (activation(latent, c) @ w[p + "wq_b.weight"].T).reshape(len(x), c.num_attention_heads, c.head_dim)
     return latent, rope(rms_norm(q, eps=c.rms_norm_eps), positions, frequencies)
 
 
 def window_kv(x, positions, w, p, c, frequencies):
-    kv = rms_norm(x @ w[p + "wkv.weight"].T, w[p + "kv_norm.weight"], c.rms_norm_eps)
+    kv = rms_norm(activation(x, c) @ w[p + "wkv.weight"].T, w[p + "kv_norm.weight"], c.rms_norm_eps)
     return stored_kv(rope(kv, positions, frequencies), c)
 
 
 def index_queries(x, latent, positions, w, p, c):
     """-> (q [T, heads, dim], head weights [T, heads])."""
     heads, dim = c.index_n_heads, c.index_head_dim
-    q = (latent @ w[p + "indexer.wq_b.weight"].T).reshape(len(x), heads, dim)
+    q = (activation(latent, c) @ w[p + "indexer.wq_b.weight"].T).reshape(len(x), heads, dim)
     weights = x @ w[p + "indexer.weights_proj.weight"].T * (dim ** -0.5 * heads ** -0.5)
     return index_vector(rope(q, positions, c.compress_rope), c), weights
 
@@ -293,7 +334,7 @@ def attention_output(o, positions, w, p, c, frequencies):
     """o [T, H, c]: turned back, then the grouped projection."""
     o = rope(o, positions, frequencies, inverse=True).reshape(len(o), c.o_groups, -1)
     down = w[p + "wo_a.weight"].reshape(c.o_groups, c.o_lora_rank, -1)
-    return np.einsum("tgi,gri->tgr", o, down).reshape(len(o), -1) @ w[p + "wo_b.weight"].T
+    return activation(np.einsum("tgi,gri->tgr", o, down).reshape(len(o), -1), c) @ w[p + "wo_b.weight"].T
 
 
 # ---- the whole sequence at once -------------------------------------------------------------------------------------------
@@ -355,8 +396,8 @@ def block_all(X, tokens, w, prefix, c, index, selected=None):
 
 def mtp_input(X, next_tokens, w, p, c):
     """Trunk streams of position t, joined with the embedding of token t+1."""
-    h = rms_norm(X, w[p + "hnorm.weight"], c.rms_norm_eps) @ w[p + "h_proj.weight"].T
-    e = rms_norm(w["embed.weight"][next_tokens], w[p + "enorm.weight"], c.rms_norm_eps) @ w[p + "e_proj.weight"].T
+    h = activation(rms_norm(X, w[p + "hnorm.weight"], c.rms_norm_eps), c) @ w[p + "h_proj.weight"].T
+    e = activation(rms_norm(w["embed.weight"][next_tokens], w[p + "enorm.weight"], c.rms_norm_eps), c) @ w[p + "e_proj.weight"].T
     return h + e[:, None, :]
 
 

@@ -12,14 +12,14 @@ namespace dsv4 {
 
 /// x itself when `X` is its scalar type, else a copy of it in the block-scaled format `X`.
 template <class X, class T, space S, policy P>
-storage_matrix<const X, S> as_activation(const P& p, workspace& w, const matrix_view<T, S>& x) {
+storage_matrix<const X, S> as_activation(const P& p, basic_workspace<S>& w, const matrix_view<T, S>& x) {
   using scalar = std::remove_const_t<T>;
   if constexpr (std::same_as<X, scalar>) {
     return x;
   } else {
     const std::int64_t rows = x.extent[0], columns = x.extent[1];
-    const block_scaled_matrix<X, S> q(w.take<std::uint8_t>(rows, X::row_bytes(columns)).data,
-                                      w.take<e8m0>(rows, X::scale_columns(columns)).data, rows, columns);
+    const block_scaled_matrix<X, S> q(take<std::uint8_t>(w, rows, X::row_bytes(columns)).data,
+                                      take<e8m0>(w, rows, X::scale_columns(columns)).data, rows, columns);
     quantise<X, scalar, S>::forward(p, {x}, {q});
     return q;
   }

@@ -19,22 +19,22 @@ namespace dsv4 {
 template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct indexer_parameters {
   using stored = storage_types<T, Q>;
-  storage_matrix<typename stored::linear, S> q_b;    // (index_n_heads * index_head_dim, q_lora_rank)
-  storage_matrix<typename stored::wide, S> weights;  // (index_n_heads, hidden)
+  weight_matrix<T, typename stored::linear, S> q_b;    // (index_n_heads * index_head_dim, q_lora_rank)
+  weight_matrix<T, typename stored::wide, S> weights;  // (index_n_heads, hidden)
   compressor_parameters<T, S, typename stored::wide> compressor;
 };
 
 template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct attention_parameters {
   using stored = storage_types<T, Q>;
-  using linear_matrix = storage_matrix<typename stored::linear, S>;
+  using linear_matrix = weight_matrix<T, typename stored::linear, S>;
   linear_matrix q_a;                               // (q_lora_rank, hidden)
   vector_view<T, S> q_norm;                        // (q_lora_rank)
   linear_matrix q_b;                               // (heads * head_dim, q_lora_rank)
   linear_matrix kv;                                // (head_dim, hidden)
   vector_view<T, S> kv_norm;                       // (head_dim)
   vector_view<T, S> sinks;                         // (heads)
-  storage_stack<typename stored::linear, S> o_a;   // (groups, o_lora_rank, heads * head_dim / groups)
+  weight_stack<T, typename stored::linear, S> o_a;   // (groups, o_lora_rank, heads * head_dim / groups)
   linear_matrix o_b;                               // (hidden, groups * o_lora_rank)
   compressor_parameters<T, S, typename stored::wide> compressor;  // CSA and HCA
   indexer_parameters<T, Q, S> indexer;                            // CSA
@@ -53,11 +53,11 @@ struct attention_segment {
 /// this same code: a segment attends to what its cache holds and to its own earlier rows, then extends the
 /// cache.
 template <attention_config A, numerics_config Q, class T, space S, policy P>
-void attention(const P& p, workspace& w, const attention_parameters<T, Q, S>& parameters, double norm_eps,
+void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, Q, S>& parameters, double norm_eps,
                std::span<const attention_segment<T, S>> segments, matrix_view<const T, S> x,
                matrix_view<T, S> y) {
   if (segments.empty()) return;
-  workspace::scope scope(w);
+  const workspace_scope scope(w);
   using stored = storage_types<T, Q>;
   using X = typename stored::activation;
   using projection = linear<T, S, typename stored::linear, X>;
@@ -70,9 +70,9 @@ void attention(const P& p, workspace& w, const attention_parameters<T, Q, S>& pa
   const double scale = 1 / std::sqrt(double(dim));
 
   // Projections of all rows at once.
-  const auto q_latent = w.take<T>(rows, A.q_lora_rank);
-  const auto q = w.take<T>(rows, heads, dim), o = w.take<T>(rows, heads, dim);
-  const auto kv = w.take<T>(rows, dim);
+  const auto q_latent = take<T>(w, rows, A.q_lora_rank);
+  const auto q = take<T>(w, rows, heads, dim), o = take<T>(w, rows, heads, dim);
+  const auto kv = take<T>(w, rows, dim);
   const auto x_in = as_activation<X>(p, w, x);
   projection::forward(p, {x_in, parameters.q_a}, {q_latent});
   rms_norm<T, S>::forward(p, {q_latent, parameters.q_norm, norm_eps}, {q_latent});
@@ -85,7 +85,7 @@ void attention(const P& p, workspace& w, const attention_parameters<T, Q, S>& pa
   matrix_view<T, S> pool_kv, pool_gate, index_kv, index_gate, index_weights;
   tensor_view<T, S> index_q;
   const auto project = [&](const auto& weight) {
-    const auto out = w.take<T>(rows, weight.extent[0]);
+    const auto out = take<T>(w, rows, weight.extent[0]);
     wide_projection::forward(p, {x, weight}, {out});
     return out;
   };
@@ -97,13 +97,13 @@ void attention(const P& p, workspace& w, const attention_parameters<T, Q, S>& pa
     index_kv = project(parameters.indexer.compressor.kv);
     index_gate = project(parameters.indexer.compressor.gate);
     index_weights = project(parameters.indexer.weights);
-    index_q = w.take<T>(rows, index_heads, index_dim);
+    index_q = take<T>(w, rows, index_heads, index_dim);
     projection::forward(p, {q_latent_in, parameters.indexer.q_b},
                         {index_q.reshape(rows, index_heads * index_dim)});
   }
 
   for (const auto& segment : segments) {
-    workspace::scope per_segment(w);
+    const workspace_scope per_segment(w);
     attention_cache<T, S>& cache = *segment.cache;
     const std::int64_t n = segment.rows, position = segment.position, end = position + n,
                        row = segment.first_row;
@@ -125,7 +125,7 @@ void attention(const P& p, workspace& w, const attention_parameters<T, Q, S>& pa
                        before = position - oldest;
     auto local = own_kv;
     if (before > 0) {
-      local = w.take<T>(before + n, dim);
+      local = take<T>(w, before + n, dim);
       cache.window.load(p, oldest, position, local.rows(0, before));
       copy_rows<T, S>::forward(p, {own_kv, 0, before, n}, {local});
     }
@@ -148,7 +148,7 @@ void attention(const P& p, workspace& w, const attention_parameters<T, Q, S>& pa
                      index_kv.rows(row, n), index_gate.rows(row, n), cache.index, to_index);
       // Where every visible entry is kept there is nothing to select.
       if (end / ratio > A.index_topk) {
-        selected = w.take<std::int32_t>(n, std::int64_t{A.index_topk});
+        selected = take<std::int32_t>(w, n, std::int64_t{A.index_topk});
         index_topk<T, S>::forward(
             p, {own_index_q, cache.index.entries.view(), index_weights.rows(row, n), position, ratio},
             {selected});
@@ -162,7 +162,7 @@ void attention(const P& p, workspace& w, const attention_parameters<T, Q, S>& pa
     cache.window.store(p, own_kv, position);
   }
 
-  const auto grouped = w.take<T>(rows, groups, A.o_lora_rank);
+  const auto grouped = take<T>(w, rows, groups, A.o_lora_rank);
   batched_linear<T, S, typename stored::linear>::forward(
       p, {o.reshape(rows, groups, heads * dim / groups), parameters.o_a}, {grouped});
   projection::forward(

@@ -20,15 +20,15 @@ struct hyper_connection_parameters {
 /// X <- post F(norm(sum_i pre_i X_i)) + comb^T X (specification, section 3). `sublayer(x, y)` computes y (N,
 /// D) from the normalised x (N, D).
 template <hyper_connection_config H, class T, space S, policy P, class Sublayer>
-void hyper_connection_site(const P& p, workspace& w, const hyper_connection_parameters<T, S>& parameters,
+void hyper_connection_site(const P& p, basic_workspace<S>& w, const hyper_connection_parameters<T, S>& parameters,
                            vector_view<const T, S> norm, double norm_eps, tensor_view<T, S> x,
                            const Sublayer& sublayer) {
-  workspace::scope scope(w);
+  const workspace_scope scope(w);
   const std::int64_t rows = x.extent[0], n = H.hc_mult, width = x.extent[2];
-  const auto z = w.take<T>(rows, H.mixes());
-  const auto pre = w.take<T>(rows, n), post = w.take<T>(rows, n);
-  const auto comb = w.take<T>(rows, n, n);
-  const auto u = w.take<T>(rows, width), v = w.take<T>(rows, width);
+  const auto z = take<T>(w, rows, H.mixes());
+  const auto pre = take<T>(w, rows, n), post = take<T>(w, rows, n);
+  const auto comb = take<T>(w, rows, n, n);
+  const auto u = take<T>(w, rows, width), v = take<T>(w, rows, width);
   linear<T, S>::forward(p, {x.reshape(rows, n * width), parameters.fn}, {z});
   hyper_connection_gates<T, S>::forward(
       p, {x, z, parameters.base, parameters.scale, norm_eps, H.hc_eps, H.hc_sinkhorn_iters},
@@ -41,12 +41,12 @@ void hyper_connection_site(const P& p, workspace& w, const hyper_connection_para
 
 /// y = norm(sum_i pre_i X_i) with coefficients of its own: after the last layer, and after MTP.
 template <hyper_connection_config H, class T, space S, policy P>
-void hyper_connection_head(const P& p, workspace& w, const hyper_connection_parameters<T, S>& parameters,
+void hyper_connection_head(const P& p, basic_workspace<S>& w, const hyper_connection_parameters<T, S>& parameters,
                            vector_view<const T, S> norm, double norm_eps, tensor_view<const T, S> x,
                            matrix_view<T, S> y) {
-  workspace::scope scope(w);
+  const workspace_scope scope(w);
   const std::int64_t rows = x.extent[0], n = H.hc_mult;
-  const auto z = w.take<T>(rows, n), pre = w.take<T>(rows, n);
+  const auto z = take<T>(w, rows, n), pre = take<T>(w, rows, n);
   linear<T, S>::forward(p, {x.reshape(rows, n * x.extent[2]), parameters.fn}, {z});
   hyper_connection_gates<T, S>::forward(p, {x, z, parameters.base, parameters.scale, norm_eps, H.hc_eps, 0},
                                         {pre, {}, {}});

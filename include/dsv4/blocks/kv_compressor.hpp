@@ -15,7 +15,7 @@ namespace dsv4 {
 
 template <class T, space S = space::host, class W = T>
 struct compressor_parameters {
-  storage_matrix<W, S> kv, gate;    // (D or 2D, hidden)
+  weight_matrix<T, W, S> kv, gate;    // (D or 2D, hidden)
   matrix_view<T, S> position_bias;  // (m, D or 2D)
   vector_view<T, S> norm;           // (D)
 };
@@ -38,11 +38,11 @@ void store_index(const P& p, matrix_view<T, S> x) {
 /// section 6). Entry i = norm(pool of group i), rotated at position i m, then passed to
 /// `store(entries)`, which may round them.
 template <class T, space S, class W, policy P, class Store>
-void compress(const P& p, workspace& w, const compressor_parameters<T, S, W>& parameters,
+void compress(const P& p, basic_workspace<S>& w, const compressor_parameters<T, S, W>& parameters,
               const rope_frequencies& frequencies, double norm_eps, bool overlap,
               std::int64_t position, matrix_view<const T, S> kv, matrix_view<const T, S> gate,
               compressor_cache<T, S>& cache, const Store& store) {
-  workspace::scope scope(w);
+  const workspace_scope scope(w);
   const std::int64_t m = parameters.position_bias.extent[0], rows = kv.extent[0], width = kv.extent[1];
   const std::int64_t first = position / m, entries = (position + rows) / m - first;
   if (entries > 0) {
@@ -50,7 +50,7 @@ void compress(const P& p, workspace& w, const compressor_parameters<T, S, W>& pa
                        before = position - oldest;
     auto all_kv = kv, all_gate = gate;
     if (before > 0) {
-      const auto joined_kv = w.take<T>(before + rows, width), joined_gate = w.take<T>(before + rows, width);
+      const auto joined_kv = take<T>(w, before + rows, width), joined_gate = take<T>(w, before + rows, width);
       cache.kv.load(p, oldest, position, joined_kv.rows(0, before));
       cache.gate.load(p, oldest, position, joined_gate.rows(0, before));
       copy_rows<T, S>::forward(p, {kv, 0, before, rows}, {joined_kv});

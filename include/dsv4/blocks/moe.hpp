@@ -19,46 +19,46 @@
 namespace dsv4 {
 
 /// The matrices of all routed experts of a layer, stored as `W`.
-template <class W, space S = space::host>
+template <class T, class W, space S = space::host>
 struct expert_stacks {
-  storage_stack<W, S> w1, w3;  // (E, I, D) gate and up projection
-  storage_stack<W, S> w2;      // (E, D, I) down projection
+  weight_stack<T, W, S> w1, w3;  // (E, I, D) gate and up projection
+  weight_stack<T, W, S> w2;      // (E, D, I) down projection
 };
 
 /// Brings experts into memory that do not all fit there. Implemented by whoever holds the weights.
-template <class W>
+template <class T, class W>
 class expert_source {
  public:
   virtual ~expert_source() = default;
   /// Makes the first of the experts `needed` (ascending) of `layer` present, as many as fit and at least one,
   /// and returns how many. `stacks` then holds their matrices, until the next call.
-  virtual std::int64_t acquire(int layer, std::span<const std::int64_t> needed, expert_stacks<W>& stacks) = 0;
+  virtual std::int64_t acquire(int layer, std::span<const std::int64_t> needed, expert_stacks<T, W>& stacks) = 0;
 };
 
 template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct moe_parameters {
   using stored = storage_types<T, Q>;
-  storage_matrix<typename stored::wide, S> gate;  // (E, D)
+  weight_matrix<T, typename stored::wide, S> gate;  // (E, D)
   vector_view<T, S> gate_bias;                    // (E), empty in a hash layer
   matrix_view<std::int32_t, S> tid2eid;           // (V, k), empty otherwise
-  expert_stacks<typename stored::expert, S> experts;
-  storage_matrix<typename stored::linear, S> shared_w1, shared_w3;  // (I, D)
-  storage_matrix<typename stored::linear, S> shared_w2;             // (D, I)
+  expert_stacks<T, typename stored::expert, S> experts;
+  weight_matrix<T, typename stored::linear, S> shared_w1, shared_w3;  // (I, D)
+  weight_matrix<T, typename stored::linear, S> shared_w2;             // (D, I)
   /// Where the experts come from when `experts` does not hold them; null otherwise.
-  expert_source<typename stored::expert>* source = nullptr;
+  expert_source<T, typename stored::expert>* source = nullptr;
   int layer = 0;  ///< this layer, for `source`
 };
 
 namespace detail {
 /// y = w2 swiglu(w1 x, w3 x) for the rows of the experts in `offsets`; `gate` and `up` are scratch.
 template <moe_config M, numerics_config Q, class T, space S, policy P>
-void run_experts(const P& p, workspace& w,
-                 const expert_stacks<typename storage_types<T, Q>::expert, S>& experts,
+void run_experts(const P& p, basic_workspace<S>& w,
+                 const expert_stacks<T, typename storage_types<T, Q>::expert, S>& experts,
                  vector_view<const std::int64_t, S> offsets,
                  const storage_matrix<const typename storage_types<T, Q>::activation, S>& x,
                  vector_view<const T, S> weights, matrix_view<T, S> gate, matrix_view<T, S> up,
                  matrix_view<T, S> y) {
-  workspace::scope scope(w);
+  const workspace_scope scope(w);
   using stored = storage_types<T, Q>;
   using product = grouped_linear<T, S, typename stored::expert, typename stored::activation>;
   product::forward(p, {x, offsets, experts.w1}, {gate});
@@ -70,25 +70,25 @@ void run_experts(const P& p, workspace& w,
 
 /// y = shared(x) + sum over the chosen experts (specification, section 8). `tokens` are read in hash layers.
 template <moe_config M, numerics_config Q, class T, space S, policy P>
-void moe(const P& p, workspace& w, const moe_parameters<T, Q, S>& parameters,
+void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& parameters,
          vector_view<const std::int32_t, S> tokens, matrix_view<const T, S> x, matrix_view<T, S> y) {
-  workspace::scope scope(w);
+  const workspace_scope scope(w);
   using stored = storage_types<T, Q>;
   using X = typename stored::activation;
   const std::int64_t rows = x.extent[0], width = x.extent[1], k = M.num_experts_per_tok, pairs = rows * k;
   const std::int64_t inner = M.moe_intermediate_size, count = M.n_routed_experts;
 
-  const auto logits = w.take<T>(rows, count);
-  const auto chosen = w.take<std::int32_t>(rows, k);
-  const auto weights = w.take<T>(rows, k);
+  const auto logits = take<T>(w, rows, count);
+  const auto chosen = take<std::int32_t>(w, rows, k);
+  const auto weights = take<T>(w, rows, k);
   linear<T, S, typename stored::wide>::forward(p, {x, parameters.gate}, {logits});
   route<T, S>::forward(p, {logits, parameters.gate_bias, parameters.tid2eid, tokens, M.routed_scaling_factor},
                        {chosen, weights});
 
   {
-    workspace::scope shared(w);
+    const workspace_scope shared(w);
     using product = linear<T, S, typename stored::linear, X>;
-    const auto gate = w.take<T>(rows, inner), up = w.take<T>(rows, inner);
+    const auto gate = take<T>(w, rows, inner), up = take<T>(w, rows, inner);
     const auto x_in = as_activation<X>(p, w, x);
     product::forward(p, {x_in, parameters.shared_w1}, {gate});
     product::forward(p, {x_in, parameters.shared_w3}, {up});
@@ -96,11 +96,11 @@ void moe(const P& p, workspace& w, const moe_parameters<T, Q, S>& parameters,
     product::forward(p, {as_activation<X>(p, w, gate), parameters.shared_w2}, {y});
   }
 
-  const auto offsets = w.take<std::int64_t>(count + 1);
-  const auto order = w.take<std::int64_t>(pairs), inverse = w.take<std::int64_t>(pairs);
-  const auto x_sorted = w.take<T>(pairs, width), y_sorted = w.take<T>(pairs, width);
-  const auto weight_sorted = w.take<T>(pairs);
-  const auto gate = w.take<T>(pairs, inner), up = w.take<T>(pairs, inner);
+  const auto offsets = take<std::int64_t>(w, count + 1);
+  const auto order = take<std::int64_t>(w, pairs), inverse = take<std::int64_t>(w, pairs);
+  const auto x_sorted = take<T>(w, pairs, width), y_sorted = take<T>(w, pairs, width);
+  const auto weight_sorted = take<T>(w, pairs);
+  const auto gate = take<T>(w, pairs, inner), up = take<T>(w, pairs, inner);
   expert_dispatch<T, S>::forward(p, {x, chosen, weights}, {offsets, order, x_sorted, weight_sorted});
   const auto x_in = as_activation<X>(p, w, x_sorted);
   const auto run = [&](const auto& experts, vector_view<const std::int64_t, S> own, std::int64_t first,
@@ -113,9 +113,9 @@ void moe(const P& p, workspace& w, const moe_parameters<T, Q, S>& parameters,
       std::vector<std::int64_t> needed;
       for (std::int64_t e = 0; e < count; ++e)
         if (offsets(e + 1) > offsets(e)) needed.push_back(e);
-      const auto own = w.take<std::int64_t>(count + 1);
+      const auto own = take<std::int64_t>(w, count + 1);
       for (std::span<const std::int64_t> left(needed); !left.empty();) {
-        expert_stacks<typename stored::expert> present;
+        expert_stacks<T, typename stored::expert> present;
         const std::int64_t n = parameters.source->acquire(parameters.layer, left, present);
         // The other experts have no rows this time.
         const std::int64_t begin = offsets(left.front()), end = offsets(left[static_cast<std::size_t>(n - 1)] + 1);

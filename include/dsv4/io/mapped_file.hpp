@@ -53,6 +53,19 @@ class unique_fd {
 
 }  // namespace detail
 
+/// Tells the system that the whole pages of `bytes` are not needed for now. They keep their content: of a
+/// mapping they come back from the file. Does nothing where the system cannot.
+inline void release_pages(std::span<const std::byte> bytes) noexcept {
+#ifdef MADV_PAGEOUT
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<std::uintptr_t>(bytes.data() + bytes.size()) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_PAGEOUT);
+#else
+  static_cast<void>(bytes);
+#endif
+}
+
 /// A file held open as read-only bytes; move-only. The descriptor is closed once the bytes are there.
 ///
 /// With `file_access::map`, a file that another process shortens while it is mapped raises SIGBUS on

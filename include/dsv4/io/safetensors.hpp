@@ -28,6 +28,12 @@ namespace dsv4::io {
 
 static_assert(sizeof(std::size_t) == 8, "offsets of checkpoint files need 64-bit sizes");
 
+/// What a file must hold.
+enum class file_contents {
+  complete,      ///< header and all data
+  headers_only,  ///< the header; data may be missing, for planning without it
+};
+
 /// One tensor of a file.
 struct tensor_info {
   std::string name;
@@ -219,13 +225,14 @@ class header_sax {
 };
 
 /// Checks names and data spans of a parsed header against `data_bytes`, and sorts.
-inline void check_header(std::string_view file, std::uint64_t data_bytes, safetensors_header& header) {
+inline void check_header(std::string_view file, file_contents contents, std::uint64_t data_bytes,
+                         safetensors_header& header) {
   auto& tensors = header.tensors;
   for (const auto& t : tensors) {
     const std::string item = "tensor " + in_quotes(t.name);
     const std::string range = std::string("[") + std::to_string(t.begin) + ", " + std::to_string(t.end) + "]";
     if (t.begin > t.end) throw format_error(file, item, "data_offsets in rising order", range);
-    if (t.end > data_bytes) {
+    if (t.end > data_bytes && contents == file_contents::complete) {
       throw format_error(file, item, "data_offsets within " + std::to_string(data_bytes) + " bytes of data",
                          range);
     }
@@ -261,7 +268,7 @@ inline void check_header(std::string_view file, std::uint64_t data_bytes, safete
     }
     covered = t.end;
   }
-  if (covered != data_bytes) {
+  if (covered != data_bytes && contents == file_contents::complete) {
     const std::string last =
         tensors.empty() ? "no tensor" : "tensor " + in_quotes(tensors.back().name) + " last";
     throw format_error(file, "data", std::to_string(data_bytes) + " bytes, all covered by tensors",
@@ -273,8 +280,9 @@ inline void check_header(std::string_view file, std::uint64_t data_bytes, safete
 
 /// Checks `whole`, all bytes of a safetensors file, and returns its header. `file` names it in messages.
 /// Throws `format_error` on anything that the format does not allow; never reads outside `whole`.
-[[nodiscard]] inline safetensors_header parse_safetensors_header(std::string_view file,
-                                                                 std::span<const std::byte> whole) {
+[[nodiscard]] inline safetensors_header parse_safetensors_header(
+    std::string_view file, std::span<const std::byte> whole,
+    file_contents contents = file_contents::complete) {
   if (whole.size() < 8) {
     throw format_error(file, "header length", "a file of at least 8 bytes",
                        std::to_string(whole.size()) + " bytes");
@@ -302,7 +310,7 @@ inline void check_header(std::string_view file, std::uint64_t data_bytes, safete
   header.data_offset = 8 + length;
   detail::header_sax sax(file, header);
   detail::parse_json(file, "header", text, sax);
-  detail::check_header(file, whole.size() - header.data_offset, header);
+  detail::check_header(file, contents, whole.size() - header.data_offset, header);
   return header;
 }
 
@@ -310,9 +318,10 @@ inline void check_header(std::string_view file, std::uint64_t data_bytes, safete
 class safetensors_file {
  public:
   /// Opens and checks `path`. Throws `io_error` or `format_error`.
-  explicit safetensors_file(std::filesystem::path path, file_access access = file_access::map)
+  explicit safetensors_file(std::filesystem::path path, file_access access = file_access::map,
+                            file_contents contents = file_contents::complete)
       : file_(std::move(path), access),
-        header_(parse_safetensors_header(file_.path().string(), file_.bytes())) {}
+        header_(parse_safetensors_header(file_.path().string(), file_.bytes(), contents)) {}
 
   [[nodiscard]] const std::filesystem::path& path() const noexcept { return file_.path(); }
   /// All tensors, in the order of their data.
@@ -330,11 +339,12 @@ class safetensors_file {
   }
 
   /// The data of `info`, one of this file's tensors: row-major, little-endian, possibly misaligned for its
-  /// dtype (the format pads nothing). Throws `contract_error` for a range outside the file.
+  /// dtype (the format pads nothing). Throws `contract_error` for a range outside the file, as all are that
+  /// a headers-only file lacks.
   [[nodiscard]] std::span<const std::byte> bytes(const tensor_info& info) const {
     const auto data = file_.bytes().subspan(static_cast<std::size_t>(header_.data_offset));
     if (info.begin > info.end || info.end > data.size()) {
-      throw contract_error("safetensors_file::bytes", "info", "a tensor of " + path().string(),
+      throw contract_error("safetensors_file::bytes", "info", "a tensor with data in " + path().string(),
                            detail::in_quotes(info.name));
     }
     return data.subspan(info.begin, info.size_bytes());

@@ -129,8 +129,12 @@ class safetensors_checkpoint {
   /// Reads "model.safetensors.index.json" in `folder` or, without one, takes "model.safetensors" alone.
   /// Throws `format_error` for a folder with neither, with a single file that the index leaves out, for a
   /// bad index and for a missing shard; `io_error` when a file cannot be read.
-  explicit safetensors_checkpoint(std::filesystem::path folder, file_access access = file_access::map)
-      : folder_(std::move(folder)), access_(access), lazy_(std::make_unique<shard_set>()) {
+  explicit safetensors_checkpoint(std::filesystem::path folder, file_access access = file_access::map,
+                                  file_contents contents = file_contents::complete)
+      : folder_(std::move(folder)),
+        access_(access),
+        contents_(contents),
+        lazy_(std::make_unique<shard_set>()) {
     const auto index = folder_ / checkpoint_index_name;
     const bool single = present(folder_ / checkpoint_single_name);
     if (present(index)) {
@@ -242,7 +246,7 @@ class safetensors_checkpoint {
     // Built beside, then moved in: after an exception the next call starts anew.
     std::vector<safetensors_file> files;
     files.reserve(shard_names_.size());
-    for (const auto& shard : shard_names_) files.emplace_back(folder_ / shard, access_);
+    for (const auto& shard : shard_names_) files.emplace_back(folder_ / shard, access_, contents_);
     std::vector<located> all;
     for (std::size_t i = 0; i < files.size(); ++i) {
       for (const auto& info : files[i].tensors()) all.push_back({&info, i});
@@ -296,6 +300,7 @@ class safetensors_checkpoint {
 
   std::filesystem::path folder_;
   file_access access_;
+  file_contents contents_;
   std::string origin_;  ///< the index or the single file; names the checkpoint in messages
   bool indexed_ = false;
   detail::weight_map index_;

@@ -17,6 +17,7 @@
 #include <fcntl.h>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -90,22 +91,14 @@ class safetensors_writer {
   /// unchanged until the last `write`. Throws `contract_error` for a name that is taken, reserved or not
   /// UTF-8, for a shape that is negative, too large or not whole bytes, and when `bytes` does not fit it.
   void add(std::string name, dtype type, std::vector<std::int64_t> shape, std::span<const std::byte> bytes) {
-    constexpr std::string_view where = "safetensors_writer::add";
-    if (name == safetensors_metadata_key) throw contract_error(where, "name", "a tensor's name", name);
-    if (names_.contains(name)) {
-      throw contract_error(where, "name", "a new name", "a second tensor " + detail::in_quotes(name));
-    }
-    std::string quoted_name = json_string(where, "name", name);
-    const std::string found = detail::in_quotes(name) + " of " + describe(type, shape);
-    if (shape.size() > safetensors_max_rank) throw contract_error(where, "shape", "at most 64 axes", found);
-    const auto size = tensor_bytes(type, shape);
-    if (!size) throw contract_error(where, "shape", "axes >= 0 that fill whole bytes and fit 64 bits", found);
-    if (*size != bytes.size()) {
-      throw contract_error(where, "bytes", std::to_string(*size) + " bytes for " + found,
-                           std::to_string(bytes.size()) + " bytes");
-    }
-    tensors_.push_back({std::move(quoted_name), type, std::move(shape), bytes});
-    names_.insert(std::move(name));
+    add_entry(std::move(name), type, std::move(shape), bytes.size());
+    tensors_.back().bytes = bytes;
+  }
+
+  /// Adds a tensor to the header only: the file will lack its data (file_contents::headers_only). To be used
+  /// for all tensors of a file or none.
+  void add_header(std::string name, dtype type, std::vector<std::int64_t> shape) {
+    add_entry(std::move(name), type, std::move(shape), std::nullopt);
   }
 
   /// Sets one metadata entry; a key set again keeps its place and takes the new value. Throws
@@ -144,8 +137,30 @@ class safetensors_writer {
     std::string quoted_name;
     io::dtype dtype;
     std::vector<std::int64_t> shape;
+    std::uint64_t size;
     std::span<const std::byte> bytes;
   };
+
+  /// Checks and enters a tensor, without its bytes.
+  void add_entry(std::string name, dtype type, std::vector<std::int64_t> shape,
+                 std::optional<std::uint64_t> given) {
+    constexpr std::string_view where = "safetensors_writer::add";
+    if (name == safetensors_metadata_key) throw contract_error(where, "name", "a tensor's name", name);
+    if (names_.contains(name)) {
+      throw contract_error(where, "name", "a new name", "a second tensor " + detail::in_quotes(name));
+    }
+    std::string quoted_name = json_string(where, "name", name);
+    const std::string found = detail::in_quotes(name) + " of " + describe(type, shape);
+    if (shape.size() > safetensors_max_rank) throw contract_error(where, "shape", "at most 64 axes", found);
+    const auto size = tensor_bytes(type, shape);
+    if (!size) throw contract_error(where, "shape", "axes >= 0 that fill whole bytes and fit 64 bits", found);
+    if (given && *given != *size) {
+      throw contract_error(where, "bytes", std::to_string(*size) + " bytes for " + found,
+                           std::to_string(*given) + " bytes");
+    }
+    tensors_.push_back({std::move(quoted_name), type, std::move(shape), *size, {}});
+    names_.insert(std::move(name));
+  }
 
   /// `text` as a JSON string, with its quotes.
   [[nodiscard]] static std::string json_string(std::string_view where, std::string_view argument,
@@ -175,7 +190,7 @@ class safetensors_writer {
       for (std::size_t i = 0; i < t.shape.size(); ++i)
         text.append(i == 0 ? "" : ",").append(std::to_string(t.shape[i]));
       text += "],\"data_offsets\":[" + std::to_string(offset) + ",";
-      offset += t.bytes.size();
+      offset += t.size;
       text += std::to_string(offset) + "]}";
     }
     text += '}';

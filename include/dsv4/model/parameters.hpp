@@ -6,6 +6,7 @@
 #include <dsv4/blocks/hyper_connection_site.hpp>
 #include <dsv4/blocks/moe.hpp>
 #include <dsv4/config/validate.hpp>
+#include <dsv4/core/hash.hpp>
 
 #include <array>
 #include <cmath>
@@ -29,7 +30,7 @@ struct layer_parameters {
 /// The multi-token-prediction block: a layer of its own between two projections and a head of its own.
 template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct mtp_parameters {
-  storage_matrix<typename storage_types<T, Q>::linear, S> e_proj, h_proj;  // (D, D)
+  weight_matrix<T, typename storage_types<T, Q>::linear, S> e_proj, h_proj;  // (D, D)
   vector_view<T, S> enorm, hnorm, norm;                                    // (D)
   layer_parameters<T, Q, S> layer;
   hyper_connection_parameters<T, S> head_site;
@@ -37,11 +38,11 @@ struct mtp_parameters {
 
 template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct model_parameters {
-  storage_matrix<typename storage_types<T, Q>::wide, S> embed;  // (V, D)
+  weight_matrix<T, typename storage_types<T, Q>::wide, S> embed;  // (V, D)
   std::vector<layer_parameters<T, Q, S>> layers;
   hyper_connection_parameters<T, S> head_site;
   vector_view<T, S> norm;                                      // (D)
-  storage_matrix<typename storage_types<T, Q>::wide, S> head;  // (V, D)
+  weight_matrix<T, typename storage_types<T, Q>::wide, S> head;  // (V, D)
   mtp_parameters<T, Q, S> mtp;
 };
 
@@ -93,8 +94,9 @@ class parameter_visitor {
   }
 
   template <class F>
-  static void compressor(compressor_parameters<T, S, typename storage_types<T, Q>::wide>& c, const std::string& prefix, std::int64_t dim,
-                         std::int64_t ratio, bool overlap, F& f) {
+  static void compressor(compressor_parameters<T, S, typename storage_types<T, Q>::wide>& c,
+                         const std::string& prefix, std::int64_t dim, std::int64_t ratio, bool overlap,
+                         F& f) {
     const std::int64_t width = dim * (overlap ? 2 : 1);
     visit(f, prefix + "wkv.weight", c.kv, width, C.hidden_size);
     visit(f, prefix + "wgate.weight", c.gate, width, C.hidden_size);
@@ -158,7 +160,8 @@ inline constexpr bool owned_view<T, view<U, R, S>> = std::is_same_v<U, T> || std
 }  // namespace detail
 
 /// Calls f(parameter_info, view&) for every weight of the model, in a fixed order. The views may still be
-/// empty; they are a `view` of T, bf16 or std::int32_t, a block_scaled_matrix or a block_scaled_stack.
+/// empty; they are a `view` of T, const bf16 or std::int32_t, a block_scaled_matrix<const F> or a
+/// block_scaled_stack<const F>.
 template <model_config C, class T, numerics_config Q, space S, class F>
 void for_each_parameter(model_parameters<T, Q, S>& parameters, F&& f) {
   static_assert(valid<C>());
@@ -238,21 +241,6 @@ class parameter_store {
   std::vector<std::shared_ptr<const void>> kept_;
   std::int64_t bytes_ = 0;
 };
-
-namespace detail {
-/// The 64-bit finaliser of splitmix64: a hash without state, the same in every language.
-constexpr std::uint64_t splitmix64(std::uint64_t x) {
-  std::uint64_t z = x + 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
-constexpr std::uint64_t fnv1a64(std::string_view text) {
-  std::uint64_t h = 0xCBF29CE484222325u;
-  for (char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-  return h;
-}
-}  // namespace detail
 
 /// Fills every weight from its released name and `seed` alone, so that programs in any language can agree on
 /// a model without a file. Element i has r = 2^-23 (splitmix64(fnv1a64(name) + seed + i) >> 40) - 1, uniform
