@@ -62,9 +62,10 @@ int main(int argc, char** argv) {
   runner::options options;
   std::string config = "v4_nano", prompt_file;
   bool dump_config = false;
-  CLI::App app{"Runs a DeepSeek-V4 model on the CPU. Tokens are bytes."};
+  CLI::App app{"Runs a DeepSeek-V4 model on the CPU."};
   app.add_option("model", options.model,
-                 "directory with config.json and safetensors; without it, a small embedded model is run");
+                 "directory with config.json, safetensors and, unless its tokens are bytes, "
+                 "tokenizer.json; without it, a small embedded model is run");
   const auto* named =
       app.add_option("--config", config,
                      "compiled configuration: v4_nano, v4_bench (--dump-config: v4_flash, v4_pro too); "
@@ -92,7 +93,7 @@ int main(int argc, char** argv) {
       std::cout << config_text(config) << '\n';
       return 0;
     }
-    if (!prompt_file.empty()) options.prompt = runner::session<dsv4::v4_nano>::read_file(prompt_file);
+    if (!prompt_file.empty()) options.prompt = runner::read_file(prompt_file);
     if (options.prompt == "-") options.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
     if (!options.model.empty() && named->count() == 0)
       config = matching_config(options.model / "config.json", config);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "console.hpp"
+#include "text_codec.hpp"
 #include <dsv4/config/presets.hpp>
 #include <dsv4/cpu.hpp>
 #include <dsv4/io/checkpoint.hpp>
@@ -43,7 +44,9 @@ class session {
 
  public:
   explicit session(const options& o)
-      : options_(o), cpu_(o.threads > 0 ? dsv4::exec::cpu(o.threads) : dsv4::exec::cpu()) {
+      : options_(o),
+        text_(o.model, C.vocab_size, C.bos_token_id),
+        cpu_(o.threads > 0 ? dsv4::exec::cpu(o.threads) : dsv4::exec::cpu()) {
     if (o.model.empty()) {
       dsv4::initialise_by_name(weights_);
       std::fprintf(stderr, "embedded model: %.1fM random weights, so the text below is noise\n",
@@ -62,17 +65,17 @@ class session {
   }
 
  private:
-  static std::vector<std::int32_t> encode(const std::string& text) {
-    std::vector<std::int32_t> tokens{C.bos_token_id};
-    for (unsigned char c : text) tokens.push_back(c);
-    return tokens;
-  }
-
-  /// Bytes as they are into a file or pipe; on a terminal without the control codes that would upset it.
-  static void print(char c) {
+  /// Text as it is into a file or pipe; on a terminal without the control codes that would upset it.
+  static void print(const std::string& text) {
     static const bool terminal = isatty(STDOUT_FILENO) != 0;
-    const bool control = (static_cast<unsigned char>(c) < 32 && c != '\n' && c != '\t') || c == 127;
-    std::fputc(terminal && control ? '?' : c, stdout);
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      const auto c = static_cast<unsigned char>(text[i]);
+      // U+0080 to U+009F are control codes as well.
+      const bool wide = c == 0xC2 && i + 1 < text.size() && (text[i + 1] & 0xE0) == 0x80;
+      const bool control = (c < 32 && c != '\n' && c != '\t') || c == 127 || wide;
+      std::fputc(terminal && control ? '?' : c, stdout);
+      if (terminal && wide) ++i;
+    }
     std::fflush(stdout);
   }
 
@@ -102,7 +105,9 @@ class session {
   }
 
   int generate() {
-    const auto tokens = encode(options_.prompt);
+    const auto tokens = text_.encode(options_.prompt);
+    if (tokens.empty())
+      throw dsv4::contract_error("dsv4-run", "--prompt", "a text, for add_bos_token is false", "none");
     std::vector<float> logits;
     const stopwatch prefill;
     const bool whole = in_chunks(tokens, "prefill", [&](auto chunk, std::size_t at) {
@@ -112,18 +117,19 @@ class session {
     if (!whole) return exit_interrupted;
     const double prefill_seconds = prefill.seconds();
 
-    std::fputs(options_.prompt.c_str(), stdout);
+    print(options_.prompt);
+    text_codec::decoder text(text_);
     dsv4::sampler sample(options_.temperature, options_.top_p, options_.seed);
     const stopwatch decode;
     std::int64_t made = 0;
     for (; made < options_.max_tokens && !interrupted(); ++made) {
       const std::int32_t next = sample(std::span<const float>(logits));
       if (next == C.eos_token_id && !options_.ignore_eos) break;
-      if (next < 256) print(static_cast<char>(next));
+      print(text.push(next));
       if (made + 1 < options_.max_tokens) extend(std::span(&next, 1), dsv4::logit_rows::last, logits);
     }
     const double decode_seconds = decode.seconds();
-    std::fputc('\n', stdout);
+    print(text.finish() + '\n');
     std::fprintf(
         stderr,
         "prefill %zu tokens, %.1f tokens/s; decode %lld tokens, %.1f tokens/s; cache %s; peak memory %s\n",
@@ -133,7 +139,7 @@ class session {
   }
 
   int perplexity() {
-    const auto tokens = encode(read_file(options_.perplexity));
+    const auto tokens = text_.encode(read_file(options_.perplexity));
     const std::span all(tokens);
     std::vector<float> logits;
     double sum = 0;
@@ -162,6 +168,12 @@ class session {
     std::ofstream config(options_.save / "config.json");
     config << dsv4::io::config_to_json<C>() << '\n';
     if (!config.flush()) throw dsv4::io_error((options_.save / "config.json").string(), "write", "failed");
+    for (const char* name : {tokenizer_name, tokenizer_settings_name}) {
+      const auto from = options_.model / name, to = options_.save / name;
+      if (options_.model.empty() || !std::filesystem::exists(from)) continue;
+      if (std::filesystem::exists(to) && std::filesystem::equivalent(from, to)) continue;
+      std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing);
+    }
     return 0;
   }
 
@@ -170,7 +182,7 @@ class session {
     if (options_.dump_layer > C.num_hidden_layers())
       throw dsv4::contract_error("dsv4-run", "--dump-layer", "0 to " + std::to_string(C.num_hidden_layers()),
                                  std::to_string(options_.dump_layer));
-    const auto tokens = encode(options_.prompt);
+    const auto tokens = text_.encode(options_.prompt);
     const auto length = static_cast<std::int64_t>(tokens.size());
     constexpr std::int64_t n = C.hyper_connection.hc_mult, width = C.hidden_size;
     std::vector<float> logits, all_logits, streams;
@@ -195,15 +207,8 @@ class session {
     return 0;
   }
 
- public:
-  static std::string read_file(const std::filesystem::path& path) {
-    const dsv4::io::mapped_file file(path);
-    const auto bytes = file.bytes();
-    return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-  }
-
- private:
   const options& options_;
+  text_codec text_;
   dsv4::exec::cpu cpu_;
   typename model::parameters weights_;
   typename model::state state_;

@@ -12,6 +12,12 @@ expect_error() {  # text, arguments
   if "$run" "$@" > "$work/out" 2> "$work/err" < /dev/null; then fail "accepted: $*"; fi
   grep -qF -- "$text" "$work/err" || { cat "$work/err"; fail "no '$text' from: $*"; }
 }
+expect_prefill() {  # tokens, arguments
+  local tokens=$1
+  shift
+  "$run" "$@" -n 1 > "$work/out" 2> "$work/err"
+  grep -q "prefill $tokens tokens" "$work/err" || { cat "$work/err"; fail "not $tokens tokens: $*"; }
+}
 
 # The embedded model, and the same one from a directory in the Hugging Face layout, whatever the chunks.
 "$run" --prompt "The sea" -n 20 > "$work/embedded" 2> "$work/err"
@@ -23,6 +29,49 @@ cmp "$work/embedded" "$work/loaded" || fail "a saved model writes another text"
 printf 'The sea' > "$work/prompt"
 "$run" "$work/a model" --prompt-file "$work/prompt" -n 20 --threads 1 2> /dev/null | cmp - "$work/embedded"
 "$run" --prompt - -n 20 < "$work/prompt" 2> /dev/null | cmp - "$work/embedded"
+
+# A directory with a tokenizer.json. One whose tokens are the bytes changes nothing.
+tokenizer() {  # how many bytes, merges ("a b" makes the token with the next id), special tokens: a tokenizer.json
+  python3 - "$@" <<'EOF'
+import json, sys
+count, merges, special = int(sys.argv[1]), sys.argv[2].split(",") if sys.argv[2] else [], sys.argv[3].split()
+printed = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or 174 <= b]  # the byte alphabet of BPE files
+hidden = [b for b in range(256) if b not in printed]
+vocab = {chr(b if b in printed else 256 + hidden.index(b)): b for b in range(count)}
+for merge in merges:
+    vocab[merge.replace(" ", "")] = len(vocab)
+byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+added = [{"id": len(vocab) + i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+          "special": True} for i, text in enumerate(special)]
+json.dump({"version": "1.0", "added_tokens": added, "pre_tokenizer": byte_level, "decoder": byte_level,
+           "model": {"type": "BPE", "vocab": vocab, "merges": merges}}, sys.stdout)
+EOF
+}
+cp -r "$work/a model" "$work/tokens"
+tokenizer 256 "" "<bos> <eos>" > "$work/tokens/tokenizer.json"
+"$run" "$work/tokens" --prompt "The sea" -n 20 2> "$work/err" | cmp - "$work/embedded" || fail "tokens that are bytes write another text"
+expect_prefill 8 "$work/tokens" --prompt "The sea"  # with the beginning-of-text token, which is there once
+expect_prefill 8 "$work/tokens" --prompt "<bos>The sea"
+"$run" "$work/tokens" --save "$work/saved" 2> /dev/null
+cmp "$work/tokens/tokenizer.json" "$work/saved/tokenizer.json" || fail "a saved model lost its tokenizer"
+echo '{"add_bos_token": false}' > "$work/tokens/tokenizer_config.json"
+expect_prefill 7 "$work/tokens" --prompt "The sea"
+expect_error "add_bos_token is false" "$work/tokens"
+echo '{"add_bos_token": 1}' > "$work/tokens/tokenizer_config.json"
+expect_error "tokenizer_config.json: add_bos_token" "$work/tokens"
+rm "$work/tokens/tokenizer_config.json"
+# Merges are used; ids that only pad the vocabulary print nothing.
+tokenizer 245 "e a,s ea" "" > "$work/tokens/tokenizer.json"
+expect_prefill 6 "$work/tokens" --prompt "The sea"
+tokenizer 245 "" "" > "$work/tokens/tokenizer.json"
+"$run" -p x -n 300 --ignore-eos 2> /dev/null > "$work/bytes"
+"$run" "$work/tokens" -p x -n 300 --ignore-eos 2> /dev/null > "$work/padded"
+if cmp -s "$work/bytes" "$work/padded"; then fail "300 tokens without one that pads: the test tests nothing"; fi
+LC_ALL=C tr -d '\365-\377' < "$work/bytes" | cmp - "$work/padded" || fail "tokens that pad the vocabulary"
+tokenizer 256 "e a,s ea,h e" "" > "$work/tokens/tokenizer.json"
+expect_error "tokenizer.json: tokens: expected at most 258, the model's vocab_size, found 259" "$work/tokens"
+echo '{' > "$work/tokens/tokenizer.json"
+expect_error "tokenizer.json" "$work/tokens"
 
 # Sampling repeats with its seed.
 "$run" -p x -t 1 --top-p 0.9 --seed 4 -n 30 > "$work/s1" 2> /dev/null
