@@ -2,7 +2,9 @@
 /// exec::cpu with all of its kernels.
 #pragma once
 
+#include <dsv4/ops/cpu/broadcast_add.hpp>
 #include <dsv4/ops/cpu/compress_pool.hpp>
+#include <dsv4/ops/cpu/embedding.hpp>
 #include <dsv4/ops/cpu/expert_dispatch.hpp>
 #include <dsv4/ops/cpu/hadamard.hpp>
 #include <dsv4/ops/cpu/hyper_connection.hpp>

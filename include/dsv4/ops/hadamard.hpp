@@ -5,6 +5,7 @@
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/ops/backward.hpp>
 
 #include <bit>
 #include <cmath>
@@ -12,7 +13,8 @@
 
 namespace dsv4 {
 /// In place on every row: x <- H x / sqrt(D), H in natural (Sylvester) order, D a power of two.
-/// Symmetric and orthonormal: its own inverse and its own adjoint. Used on the indexer's queries and keys.
+/// Symmetric and orthonormal: its own inverse and its own adjoint: backward, dx = H dy / sqrt(D). dx may be
+/// dy. Used on the indexer's queries and keys.
 template <class T, space S = space::host>
 struct hadamard {
   static constexpr space memory = S;
@@ -20,12 +22,26 @@ struct hadamard {
   struct outputs {
     matrix_view<T, S> x;  // (N, D), read and written
   };
+  struct upstream {
+    matrix_view<const T, S> dy;  // (N, D)
+  };
+  struct gradients {
+    matrix_view<T, S> dx;  // (N, D)
+  };
 
   template <policy P>
   static void forward(const P& p, const inputs& in, const outputs& out) {
     const std::int64_t width = out.x.extent[1];
     expect(width > 0 && (width & (width - 1)) == 0, "hadamard", "x width", "a power of two", width);
     detail::dispatch<hadamard>(p, in, out);
+  }
+
+  template <policy P>
+  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+    const std::int64_t width = up.dy.extent[1];
+    expect(width > 0 && (width & (width - 1)) == 0, "hadamard", "dy width", "a power of two", width);
+    detail::expect_gradient("hadamard", "dx", g.dx, up.dy);
+    if (g.dx.data) detail::dispatch_backward<hadamard>(p, w, in, up, g);
   }
 };
 
@@ -45,6 +61,13 @@ struct kernel<hadamard<T>, exec::reference> {
       }
       for (std::int64_t i = 0; i < width; ++i) out.x(t, i) = T(y[static_cast<std::size_t>(i)]);
     }
+  }
+
+  static void backward(const auto& p, workspace&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    for (std::int64_t t = 0; t < g.dx.extent[0]; ++t)
+      for (std::int64_t i = 0; i < g.dx.extent[1]; ++i) g.dx(t, i) = up.dy(t, i);
+    forward(p, in, {g.dx});
   }
 };
 

@@ -1,56 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Manifold-constrained hyper-connections: gates, Sinkhorn, collapse and expansion of the streams.
+/// Manifold-constrained hyper-connections: collapse and expansion of the streams; the gates are included.
 #pragma once
 
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/ops/backward.hpp>
+#include <dsv4/ops/hyper_connection_gates.hpp>
 
-#include <algorithm>
-#include <cmath>
+#include <cstdint>
 #include <vector>
 
 namespace dsv4 {
-/// The coefficients of one site from the projections z = fn . vec(X) (specification, section 3):
-///   rho = 1 / sqrt(mean(X^2) + norm_eps) over all n D channels; h = z rho scale + base, per segment;
-///   pre_i = sigmoid(h_i) + eps, post_i = 2 sigmoid(h_{n+i}), comb = sinkhorn(h_{2n + n j + k}):
-///   softmax over k, + eps; divide columns by (sum_j + eps); then iters - 1 times rows, columns.
-/// comb[t, j, k] takes stream j (source) to stream k (destination). A head collapse has `pre` alone: z is n
-/// wide, scale has one entry, post and comb are empty.
-template <class T, space S = space::host>
-struct hyper_connection_gates {
-  static constexpr space memory = S;
-  struct inputs {
-    tensor_view<const T, S> x;      // (N, n, D)
-    matrix_view<const T, S> z;      // (N, (2 + n) n) or (N, n)
-    vector_view<const T, S> base;   // as wide as z
-    vector_view<const T, S> scale;  // (3) or (1)
-    double norm_eps;
-    double eps;
-    int sinkhorn_iters;
-  };
-  struct outputs {
-    matrix_view<T, S> pre;   // (N, n)
-    matrix_view<T, S> post;  // (N, n) or empty
-    tensor_view<T, S> comb;  // (N, n, n) or empty
-  };
-
-  template <policy P>
-  static void forward(const P& p, const inputs& in, const outputs& out) {
-    const std::int64_t n = in.x.extent[1], segments = in.scale.extent[0];
-    const std::int64_t width = segments == 3 ? (2 + n) * n : n;
-    expect(segments == 1 || segments == 3, "hyper_connection_gates", "scale", "1 (collapse) or 3 entries",
-           segments);
-    expect_extent("hyper_connection_gates", "z width", in.z.extent[1], width);
-    expect_extent("hyper_connection_gates", "z rows", in.z.extent[0], in.x.extent[0]);
-    expect_extent("hyper_connection_gates", "base", in.base.extent[0], width);
-    expect_extent("hyper_connection_gates", "pre rows", out.pre.extent[0], in.x.extent[0]);
-    expect_extent("hyper_connection_gates", "pre width", out.pre.extent[1], n);
-    detail::dispatch<hyper_connection_gates>(p, in, out);
-  }
-};
-
 /// u[t, :] = sum_i pre[t, i] X[t, i, :], the sublayer's input.
+/// backward: dpre[t, i] = du[t, :] . X[t, i, :];   dx[t, i, :] += pre[t, i] du[t, :], residual streams again.
 template <class T, space S = space::host>
 struct hyper_connection_collapse {
   static constexpr space memory = S;
@@ -61,6 +24,13 @@ struct hyper_connection_collapse {
   struct outputs {
     matrix_view<T, S> u;  // (N, D)
   };
+  struct upstream {
+    matrix_view<const T, S> du;  // (N, D)
+  };
+  struct gradients {
+    tensor_view<T, S> dx;    // (N, n, D), added to
+    matrix_view<T, S> dpre;  // (N, n)
+  };
 
   template <policy P>
   static void forward(const P& p, const inputs& in, const outputs& out) {
@@ -69,9 +39,22 @@ struct hyper_connection_collapse {
     expect_extent("hyper_connection_collapse", "u width", out.u.extent[1], in.x.extent[2]);
     detail::dispatch<hyper_connection_collapse>(p, in, out);
   }
+
+  template <policy P>
+  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+    expect_extent("hyper_connection_collapse", "pre width", in.pre.extent[1], in.x.extent[1]);
+    expect_extent("hyper_connection_collapse", "du rows", up.du.extent[0], in.x.extent[0]);
+    expect_extent("hyper_connection_collapse", "du width", up.du.extent[1], in.x.extent[2]);
+    detail::expect_gradient("hyper_connection_collapse", "dx", g.dx, in.x);
+    detail::expect_gradient("hyper_connection_collapse", "dpre", g.dpre, in.pre);
+    detail::dispatch_backward<hyper_connection_collapse>(p, w, in, up, g);
+  }
 };
 
 /// X'[t, k, :] = post[t, k] v[t, :] + sum_j comb[t, j, k] X[t, j, :]. X' may be X.
+/// backward, dx' being the gradient of X':
+///   dv = sum_k post_k dx'_k,   dpost_k = v . dx'_k,   dcomb_jk = X_j . dx'_k,   dx_j = sum_k comb_jk dx'_k.
+/// dx may be dx': what reaches X in other ways is added to it afterwards.
 template <class T, space S = space::host>
 struct hyper_connection_expand {
   static constexpr space memory = S;
@@ -84,6 +67,15 @@ struct hyper_connection_expand {
   struct outputs {
     tensor_view<T, S> x;  // (N, n, D)
   };
+  struct upstream {
+    tensor_view<const T, S> dx;  // (N, n, D), of X'
+  };
+  struct gradients {
+    tensor_view<T, S> dx;     // (N, n, D), of X
+    matrix_view<T, S> dv;     // (N, D)
+    matrix_view<T, S> dpost;  // (N, n)
+    tensor_view<T, S> dcomb;  // (N, n, n)
+  };
 
   template <policy P>
   static void forward(const P& p, const inputs& in, const outputs& out) {
@@ -92,51 +84,17 @@ struct hyper_connection_expand {
     expect_extent("hyper_connection_expand", "x' rows", out.x.extent[0], in.x.extent[0]);
     detail::dispatch<hyper_connection_expand>(p, in, out);
   }
-};
 
-template <class T>
-struct kernel<hyper_connection_gates<T>, exec::reference> {
-  using op = hyper_connection_gates<T>;
-  static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
-    const std::int64_t n = in.x.extent[1];
-    const auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
-    for (std::int64_t t = 0; t < in.x.extent[0]; ++t) {
-      double squares = 0;
-      for (std::int64_t i = 0; i < n; ++i)
-        for (std::int64_t c = 0; c < in.x.extent[2]; ++c)
-          squares += double(in.x(t, i, c)) * double(in.x(t, i, c));
-      const double rho = 1 / std::sqrt(squares / double(n * in.x.extent[2]) + in.norm_eps);
-      const auto h = [&](std::int64_t row, int segment) {
-        return double(in.z(t, row)) * rho * double(in.scale(segment)) + double(in.base(row));
-      };
-      for (std::int64_t i = 0; i < n; ++i) out.pre(t, i) = T(sigmoid(h(i, 0)) + in.eps);
-      if (in.scale.extent[0] == 1) continue;
-      for (std::int64_t i = 0; i < n; ++i) out.post(t, i) = T(2 * sigmoid(h(n + i, 1)));
-      std::vector<double> m(static_cast<std::size_t>(n * n));
-      const auto at = [&](std::int64_t j, std::int64_t k) -> double& {
-        return m[static_cast<std::size_t>(n * j + k)];
-      };
-      for (std::int64_t j = 0; j < n; ++j) {
-        double top = h(2 * n + n * j, 2), sum = 0;
-        for (std::int64_t k = 1; k < n; ++k) top = std::max(top, h(2 * n + n * j + k, 2));
-        for (std::int64_t k = 0; k < n; ++k) sum += at(j, k) = std::exp(h(2 * n + n * j + k, 2) - top);
-        for (std::int64_t k = 0; k < n; ++k) at(j, k) = at(j, k) / sum + in.eps;
-      }
-      for (int iteration = 0; iteration < in.sinkhorn_iters; ++iteration) {
-        for (std::int64_t j = 0; iteration > 0 && j < n; ++j) {  // rows; the softmax was the first row pass
-          double sum = in.eps;
-          for (std::int64_t k = 0; k < n; ++k) sum += at(j, k);
-          for (std::int64_t k = 0; k < n; ++k) at(j, k) /= sum;
-        }
-        for (std::int64_t k = 0; k < n; ++k) {  // columns
-          double sum = in.eps;
-          for (std::int64_t j = 0; j < n; ++j) sum += at(j, k);
-          for (std::int64_t j = 0; j < n; ++j) at(j, k) /= sum;
-        }
-      }
-      for (std::int64_t j = 0; j < n; ++j)
-        for (std::int64_t k = 0; k < n; ++k) out.comb(t, j, k) = T(at(j, k));
-    }
+  template <policy P>
+  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+    expect_extent("hyper_connection_expand", "v rows", in.v.extent[0], in.x.extent[0]);
+    expect_extent("hyper_connection_expand", "v width", in.v.extent[1], in.x.extent[2]);
+    detail::expect_upstream("hyper_connection_expand", "dx'", up.dx, in.x);
+    detail::expect_gradient("hyper_connection_expand", "dx", g.dx, in.x);
+    detail::expect_gradient("hyper_connection_expand", "dv", g.dv, in.v);
+    detail::expect_gradient("hyper_connection_expand", "dpost", g.dpost, in.post);
+    detail::expect_gradient("hyper_connection_expand", "dcomb", g.dcomb, in.comb);
+    detail::dispatch_backward<hyper_connection_expand>(p, w, in, up, g);
   }
 };
 
@@ -149,6 +107,20 @@ struct kernel<hyper_connection_collapse<T>, exec::reference> {
         double sum = 0;
         for (std::int64_t i = 0; i < in.x.extent[1]; ++i) sum += double(in.pre(t, i)) * double(in.x(t, i, c));
         out.u(t, c) = T(sum);
+      }
+  }
+
+  static void backward(const auto&, workspace&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    for (std::int64_t t = 0; t < in.x.extent[0]; ++t)
+      for (std::int64_t i = 0; i < in.x.extent[1]; ++i) {
+        double dpre = 0;
+        for (std::int64_t c = 0; c < in.x.extent[2]; ++c) {
+          dpre += double(up.du(t, c)) * double(in.x(t, i, c));
+          if (g.dx.data)
+            g.dx(t, i, c) = T(double(g.dx(t, i, c)) + double(in.pre(t, i)) * double(up.du(t, c)));
+        }
+        if (g.dpre.data) g.dpre(t, i) = T(dpre);
       }
   }
 };
@@ -169,10 +141,35 @@ struct kernel<hyper_connection_expand<T>, exec::reference> {
         for (std::int64_t k = 0; k < n; ++k) out.x(t, k, c) = T(mixed[static_cast<std::size_t>(k)]);
       }
   }
-};
 
-template <class T>
-struct kernel<hyper_connection_gates<T>, exec::cpu>;  // in ops/cpu/hyper_connection.hpp
+  static void backward(const auto&, workspace&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const std::int64_t n = in.x.extent[1], width = in.x.extent[2];
+    std::vector<double> dx(static_cast<std::size_t>(n));
+    for (std::int64_t t = 0; t < in.x.extent[0]; ++t) {
+      for (std::int64_t k = 0; k < n; ++k) {
+        double dpost = 0;
+        for (std::int64_t c = 0; c < width; ++c) dpost += double(in.v(t, c)) * double(up.dx(t, k, c));
+        if (g.dpost.data) g.dpost(t, k) = T(dpost);
+        for (std::int64_t j = 0; j < n; ++j) {
+          double dcomb = 0;
+          for (std::int64_t c = 0; c < width; ++c) dcomb += double(in.x(t, j, c)) * double(up.dx(t, k, c));
+          if (g.dcomb.data) g.dcomb(t, j, k) = T(dcomb);
+        }
+      }
+      for (std::int64_t c = 0; c < width; ++c) {
+        double dv = 0;
+        for (std::int64_t k = 0; k < n; ++k) dv += double(in.post(t, k)) * double(up.dx(t, k, c));
+        if (g.dv.data) g.dv(t, c) = T(dv);
+        for (std::int64_t j = 0; j < n; ++j) {
+          double& sum = dx[static_cast<std::size_t>(j)] = 0;
+          for (std::int64_t k = 0; k < n; ++k) sum += double(in.comb(t, j, k)) * double(up.dx(t, k, c));
+        }
+        for (std::int64_t j = 0; g.dx.data && j < n; ++j) g.dx(t, j, c) = T(dx[static_cast<std::size_t>(j)]);
+      }
+    }
+  }
+};
 
 template <class T>
 struct kernel<hyper_connection_collapse<T>, exec::cpu>;  // in ops/cpu/hyper_connection.hpp

@@ -6,6 +6,7 @@
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/ops/backward.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -50,7 +51,7 @@ inline rope_frequencies layer_rope_frequencies(const attention_config& a, attent
 
 /// In place on the last 2 * pairs channels of every head: (x[2i], x[2i+1]) turns by position * frequency[i],
 /// position = first_position + row * position_step; backwards when `inverse`. The inverse is also the
-/// adjoint.
+/// adjoint: backward, dx is dy turned the other way. dx may be dy.
 template <class T, space S = space::host>
 struct rope {
   static constexpr space memory = S;
@@ -63,12 +64,26 @@ struct rope {
   struct outputs {
     tensor_view<T, S> x;  // (N, H, D), read and written
   };
+  struct upstream {
+    tensor_view<const T, S> dy;  // (N, H, D)
+  };
+  struct gradients {
+    tensor_view<T, S> dx;  // (N, H, D)
+  };
 
   template <policy P>
   static void forward(const P& p, const inputs& in, const outputs& out) {
     expect(2 * in.frequencies.pairs <= out.x.extent[2], "rope", "x width",
            "at least " + std::to_string(2 * in.frequencies.pairs), out.x.extent[2]);
     detail::dispatch<rope>(p, in, out);
+  }
+
+  template <policy P>
+  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+    expect(2 * in.frequencies.pairs <= up.dy.extent[2], "rope", "dy width",
+           "at least " + std::to_string(2 * in.frequencies.pairs), up.dy.extent[2]);
+    detail::expect_gradient("rope", "dx", g.dx, up.dy);
+    if (g.dx.data) detail::dispatch_backward<rope>(p, w, in, up, g);
   }
 };
 
@@ -87,6 +102,16 @@ struct kernel<rope<T>, exec::reference> {
           even = T(e * c - o * s);
           odd = T(e * s + o * c);
         }
+  }
+
+  static void backward(const auto& p, workspace&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    for (std::int64_t t = 0; t < g.dx.extent[0]; ++t)
+      for (std::int64_t h = 0; h < g.dx.extent[1]; ++h)
+        for (std::int64_t c = 0; c < g.dx.extent[2]; ++c) g.dx(t, h, c) = up.dy(t, h, c);
+    auto back = in;
+    back.inverse = !in.inverse;
+    forward(p, back, {g.dx});
   }
 };
 

@@ -5,6 +5,7 @@
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/ops/backward.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +16,10 @@ namespace dsv4 {
 /// row tokens[t] of it. weights[t, j] = factor s[e_j] / sum_j s[e_j], from the unbiased s (specification,
 /// section 8). Where every s underflows to 0 the weights are 0. Give either `bias` or `table` and `tokens`.
 /// Throws contract_error when a token id is outside the table or an entry of the table is no expert.
+/// backward: the choice is a constant, and no gradient reaches the bias. With g = weights, s' = softplus,
+/// tau_t = sum_j dweights[t, j] g[t, j] and D = sum_j s[e_j], for every chosen e_j
+///   dlogits[t, e_j] = 1/2 (factor dweights[t, j] - tau_t) (s[e_j] / D) (sigmoid / softplus)(logits[t, e_j]),
+/// and 0 for the other experts.
 template <class T, space S = space::host>
 struct route {
   static constexpr space memory = S;
@@ -29,6 +34,15 @@ struct route {
     matrix_view<std::int32_t, S> experts;  // (N, k)
     matrix_view<T, S> weights;             // (N, k)
   };
+  struct saved {
+    matrix_view<const std::int32_t, S> experts;  // (N, k), forward's output: choosing again costs a top-k
+  };
+  struct upstream {
+    matrix_view<const T, S> dweights;  // (N, k)
+  };
+  struct gradients {
+    matrix_view<T, S> dlogits;  // (N, E)
+  };
 
   template <policy P>
   static void forward(const P& p, const inputs& in, const outputs& out) {
@@ -42,6 +56,24 @@ struct route {
       expect_extent("route", "bias", in.bias.extent[0], in.logits.extent[1]);
     }
     detail::dispatch<route>(p, in, out);
+  }
+
+  /// Of the inputs only `logits` and `factor` are read.
+  template <policy P>
+  static void backward(const P& p, workspace& w, const inputs& in, const saved& kept, const upstream& up,
+                       const gradients& g) {
+    if (!g.dlogits.data) return;
+    expect_extent("route", "experts rows", kept.experts.extent[0], in.logits.extent[0]);
+    detail::expect_upstream("route", "dweights", up.dweights, kept.experts);
+    detail::expect_gradient("route", "dlogits", g.dlogits, in.logits);
+    detail::dispatch_backward<route>(p, w, in, kept, up, g);
+  }
+
+  /// sigmoid(x) / softplus(x), which tends to 1 for x -> -inf, where both vanish.
+  static double slope(double x) {
+    if (x < -40) return 1;
+    const double e = std::exp(-std::abs(x));
+    return x > 0 ? 1 / (1 + e) / (x + std::log1p(e)) : e / (1 + e) / std::log1p(e);
   }
 
   /// sqrt(softplus(x)) without overflow at either end.
@@ -80,6 +112,24 @@ struct kernel<route<T>, exec::reference> {
       for (std::int64_t j = 0; j < k; ++j)
         out.weights(t, j) =
             T(sum > 0 ? op::score(double(in.logits(t, out.experts(t, j)))) / sum * in.factor : 0);
+    }
+  }
+
+  static void backward(const auto&, workspace&, const typename op::inputs& in, const typename op::saved& kept,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const std::int64_t k = kept.experts.extent[1];
+    for (std::int64_t t = 0; t < in.logits.extent[0]; ++t) {
+      const auto logit = [&](std::int64_t j) { return double(in.logits(t, kept.experts(t, j))); };
+      double sum = 0, tau = 0;
+      for (std::int64_t j = 0; j < k; ++j) sum += op::score(logit(j));
+      const auto share = [&](std::int64_t j) { return sum > 0 ? op::score(logit(j)) / sum : 0.0; };
+      for (std::int64_t j = 0; j < k; ++j) tau += double(up.dweights(t, j)) * in.factor * share(j);
+      for (std::int64_t e = 0; e < in.logits.extent[1]; ++e) g.dlogits(t, e) = T(0);
+      for (std::int64_t j = 0; j < k; ++j) {  // a table may name an expert twice
+        T& to = g.dlogits(t, kept.experts(t, j));
+        to = T(double(to) +
+               (in.factor * double(up.dweights(t, j)) - tau) * share(j) * op::slope(logit(j)) / 2);
+      }
     }
   }
 };

@@ -34,6 +34,30 @@ struct kernel<expert_dispatch<T>, exec::cpu> {
       }
     });
   }
+
+  static void backward(const exec::cpu& p, workspace& w, const typename op::inputs& in,
+                       const typename op::saved& kept, const typename op::upstream& up,
+                       const typename op::gradients& g) {
+    const std::int64_t k = in.experts.extent[1], pairs = kept.order.extent[0], width = g.dx.extent[1];
+    workspace::scope scope(w);
+    const auto inverse = w.take<std::int64_t>(pairs);
+    for (std::int64_t r = 0; r < pairs; ++r) inverse(kept.order(r)) = r;
+    p.parallel_for(in.experts.extent[0], 1 + 8192 / (width * k + 1),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t t = begin; t < end; ++t)
+                       for (std::int64_t j = 0; j < k; ++j) {
+                         const std::int64_t r = inverse(t * k + j);
+                         if (g.dweights.data) g.dweights(t, j) = up.dweight_sorted(r);
+                         if (!g.dx.data) continue;
+                         T* dx = g.dx.data + t * g.dx.stride[0];
+                         const T* from = up.dx_sorted.data + r * up.dx_sorted.stride[0];
+                         if (j == 0)
+                           std::copy_n(from, width, dx);
+                         else
+                           for (std::int64_t c = 0; c < width; ++c) dx[c] += from[c];
+                       }
+                   });
+  }
 };
 
 template <class T>
@@ -54,6 +78,18 @@ struct kernel<expert_combine<T>, exec::cpu> {
           for (std::int64_t c = 0; c < width; ++c) to[c] += y[c];
         }
       }
+    });
+  }
+
+  static void backward(const exec::cpu& p, workspace&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const std::int64_t rows = up.dout.extent[0], width = up.dout.extent[1];
+    if (rows == 0) return;
+    const std::int64_t k = in.order.extent[0] / rows;
+    p.parallel_for(in.order.extent[0], 1 + 16384 / (width + 1), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r)
+        std::copy_n(up.dout.data + in.order(r) / k * up.dout.stride[0], width,
+                    g.dy.data + r * g.dy.stride[0]);
     });
   }
 };

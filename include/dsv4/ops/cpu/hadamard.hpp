@@ -4,6 +4,7 @@
 
 #include <dsv4/ops/hadamard.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -27,6 +28,17 @@ struct kernel<hadamard<T>, exec::cpu> {
         for (std::int64_t i = 0; i < width; ++i) x[i] *= scale;
       }
     });
+  }
+
+  static void backward(const exec::cpu& p, workspace&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const std::int64_t width = g.dx.extent[1];
+    if (g.dx.data != up.dy.data)
+      p.parallel_for(g.dx.extent[0], 1 + 16384 / width, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t t = begin; t < end; ++t)
+          std::copy_n(up.dy.data + t * up.dy.stride[0], width, g.dx.data + t * g.dx.stride[0]);
+      });
+    forward(p, in, {g.dx});
   }
 };
 

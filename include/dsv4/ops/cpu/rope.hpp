@@ -35,6 +35,22 @@ struct kernel<rope<T>, exec::cpu> {
           }
         });
   }
+
+  static void backward(const exec::cpu& p, workspace&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const std::int64_t heads = g.dx.extent[1], width = g.dx.extent[2];
+    if (g.dx.data != up.dy.data)
+      p.parallel_for(g.dx.extent[0], 1 + 16384 / (heads * width + 1),
+                     [&](std::int64_t begin, std::int64_t end) {
+                       for (std::int64_t t = begin; t < end; ++t)
+                         for (std::int64_t h = 0; h < heads; ++h)
+                           std::copy_n(up.dy.data + t * up.dy.stride[0] + h * up.dy.stride[1], width,
+                                       g.dx.data + t * g.dx.stride[0] + h * g.dx.stride[1]);
+                     });
+    auto back = in;
+    back.inverse = !in.inverse;
+    forward(p, back, {g.dx});
+  }
 };
 
 }  // namespace dsv4

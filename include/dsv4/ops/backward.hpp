@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What the backward passes of all ops share: checks of gradients, and dispatch. The rule for gradients is in
+/// docs/notation.md: those of activations are overwritten, those of parameters are added to, an empty view is
+/// skipped.
+#pragma once
+
+#include <dsv4/core/expects.hpp>
+#include <dsv4/exec/policy.hpp>
+#include <dsv4/exec/workspace.hpp>
+
+#include <iterator>
+#include <string>
+#include <string_view>
+
+namespace dsv4::detail {
+
+/// Throws contract_error unless `gradient` is empty or has the extents of `of`.
+template <class G, class X>
+void expect_gradient(std::string_view op, std::string_view name, const G& gradient, const X& of) {
+  static_assert(std::size(decltype(gradient.extent){}) == std::size(decltype(of.extent){}));
+  if (!gradient.data) return;
+  for (int axis = 0; axis < G::rank; ++axis)
+    if (gradient.extent[axis] != of.extent[axis])
+      expect_extent(op, std::string(name) + " extent " + std::to_string(axis), gradient.extent[axis],
+                    of.extent[axis]);
+}
+
+/// Throws contract_error unless `upstream` has the extents of `of`.
+template <class G, class X>
+void expect_upstream(std::string_view op, std::string_view name, const G& upstream, const X& of) {
+  for (int axis = 0; axis < G::rank; ++axis)
+    expect_extent(op, std::string(name) + " extent " + std::to_string(axis), upstream.extent[axis],
+                  of.extent[axis]);
+}
+
+/// Public `backward` functions end in this one line.
+template <class Op, policy P, class... Arguments>
+void dispatch_backward(const P& p, workspace& w, const Arguments&... arguments) {
+  static_assert(Op::memory == P::memory,
+                "dsv4: the op's views live in another memory space than the policy's");
+  static_assert(
+      requires { kernel<Op, P>::backward(p, w, arguments...); },
+      "dsv4: this op has no backward kernel for this policy");
+  kernel<Op, P>::backward(p, w, arguments...);
+}
+
+}  // namespace dsv4::detail
