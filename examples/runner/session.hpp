@@ -7,7 +7,9 @@
 #include <dsv4/config/presets.hpp>
 #include <dsv4/cpu.hpp>
 #include <dsv4/io/checkpoint.hpp>
+#include <dsv4/io/checkpoint_writer.hpp>
 #include <dsv4/io/config_json.hpp>
+#include <dsv4/io/safetensors_writer.hpp>
 #include <dsv4/model/sampler.hpp>
 #include <dsv4/model/transformer.hpp>
 
