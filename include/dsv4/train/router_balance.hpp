@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Balance of experts: the sign rule for the router's bias, and the sequence-wise balance loss.
+#pragma once
+
+#include <dsv4/core/expects.hpp>
+#include <dsv4/exec/cpu.hpp>
+#include <dsv4/exec/reference.hpp>
+#include <dsv4/exec/workspace.hpp>
+#include <dsv4/ops/route.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace dsv4 {
+
+/// loads[e] += how often expert e occurs in `experts`; entries below 0 are nobody's. Counts of several
+/// micro-batches, or of several machines, add up.
+inline void count_loads(matrix_view<const std::int32_t> experts, vector_view<std::int64_t> loads) {
+  for (std::int64_t t = 0; t < experts.extent[0]; ++t)
+    for (std::int64_t j = 0; j < experts.extent[1]; ++j) {
+      const std::int64_t e = experts(t, j);
+      if (e < 0) continue;
+      expect(e < loads.extent[0], "count_loads", "experts[" + std::to_string(t) + "]", "an expert", e);
+      ++loads(e);
+    }
+}
+
+/// bias[e] += speed sign(mean load - loads[e]), after an optimiser step, with the loads of its whole batch
+/// (report, section 4.2, speed 1e-3 of V3 and V4). An expert at the mean keeps its bias. Hash layers have
+/// none.
+template <class T>
+void update_router_bias(vector_view<T> bias, vector_view<const std::int64_t> loads, double speed = 1e-3) {
+  expect_extent("update_router_bias", "loads", loads.extent[0], bias.extent[0]);
+  std::int64_t total = 0;
+  for (std::int64_t e = 0; e < loads.extent[0]; ++e) total += loads(e);
+  for (std::int64_t e = 0; e < bias.extent[0]; ++e) {
+    const std::int64_t missing = total - loads(e) * loads.extent[0];  // in units of 1 / experts: exact
+    bias(e) = T(double(bias(e)) + (missing > 0 ? speed : missing < 0 ? -speed : 0.0));
+  }
+}
+
+struct load_statistics {
+  double max_over_mean = 0, min_over_mean = 0;  ///< 1 and 1 is perfect balance; 0 and 0 without any load
+  std::int64_t unused = 0;                      ///< experts without a token
+};
+
+inline load_statistics balance_of(vector_view<const std::int64_t> loads) {
+  std::int64_t total = 0, most = 0, least = loads.extent[0] ? loads(0) : 0;
+  load_statistics result;
+  for (std::int64_t e = 0; e < loads.extent[0]; ++e) {
+    total += loads(e);
+    most = std::max(most, loads(e));
+    least = std::min(least, loads(e));
+    result.unused += loads(e) == 0;
+  }
+  if (total == 0) return result;
+  const double mean = double(total) / double(loads.extent[0]);
+  result.max_over_mean = double(most) / mean;
+  result.min_over_mean = double(least) / mean;
+  return result;
+}
+
+/// For each sequence of T tokens, with s = sqrt(softplus(logits)) and s'[t, e] = s[t, e] / sum_j s[t, j]:
+///   f[e] = E / (k T) times e's occurrences among `experts` (a constant),  P[e] = mean_t s'[t, e],
+///   loss = scale sum_e f[e] P[e], summed over the sequences,
+///   dlogits[t, e] += scale / T (f[e] - sum_j f[j] s'[t, j]) / sum_j s[t, j] ds/dlogit.
+/// Perfect balance has loss `scale` a sequence and gradient 0. V3's equations 17 to 20; weight 1e-4 in V4:
+/// scale = 1e-4 / the number of sequences in the whole batch. Not for hash layers.
+template <class T, space S = space::host>
+struct sequence_balance {
+  static constexpr space memory = S;
+  struct inputs {
+    matrix_view<const T, S> logits;              // (N, E)
+    matrix_view<const std::int32_t, S> experts;  // (N, k); entries below 0 are not counted
+    vector_view<const std::int64_t, S> offsets;  // (B + 1): sequence b is rows [offsets[b], offsets[b + 1])
+    double scale;
+  };
+  struct outputs {
+    vector_view<double, S> loss;  // (1), =
+    matrix_view<T, S> dlogits;    // (N, E), +=, or empty
+  };
+
+  template <policy P>
+  static void forward(const P& p, basic_workspace<S>& w, const inputs& in, const outputs& out) {
+    expect_extent("sequence_balance", "experts rows", in.experts.extent[0], in.logits.extent[0]);
+    expect_extent("sequence_balance", "loss", out.loss.extent[0], 1);
+    if (out.dlogits.data) {
+      expect_extent("sequence_balance", "dlogits rows", out.dlogits.extent[0], in.logits.extent[0]);
+      expect_extent("sequence_balance", "dlogits columns", out.dlogits.extent[1], in.logits.extent[1]);
+    }
+    expect(in.offsets.extent[0] >= 1, "sequence_balance", "offsets", "at least one", in.offsets.extent[0]);
+    workspace_scope<S> scope(w);
+    const auto scratch = take<double>(w, kernel<sequence_balance, P>::scratch(in));
+    detail::dispatch<sequence_balance>(p, in, out, scratch);
+  }
+
+  /// d sqrt(softplus(x)) / dx = sigmoid(x) / (2 s), which tends to s / 2 where both underflow.
+  static double score_slope(double x) {
+    const double s = route<T>::score(x);
+    return x < -30 ? s / 2 : 1 / (1 + std::exp(-x)) / (2 * s);
+  }
+};
+
+template <class T>
+struct kernel<sequence_balance<T>, exec::reference> {
+  using op = sequence_balance<T>;
+  static std::int64_t scratch(const typename op::inputs&) { return 0; }
+  static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out,
+                      const vector_view<double>&) {
+    const std::int64_t experts = in.logits.extent[1], k = in.experts.extent[1];
+    const auto count = static_cast<std::size_t>(experts);
+    out.loss(0) = 0;
+    for (std::int64_t b = 0; b + 1 < in.offsets.extent[0]; ++b) {
+      const std::int64_t begin = in.offsets(b), length = in.offsets(b + 1) - begin;
+      if (length == 0) continue;
+      std::vector<std::int64_t> loads(count);
+      count_loads(in.experts.rows(begin, length), {loads.data(), experts});
+      std::vector<double> f(count), mean(count);
+      for (std::size_t e = 0; e < count; ++e)
+        f[e] = double(experts) / (double(k) * double(length)) * double(loads[e]);
+      for (std::int64_t t = begin; t < begin + length; ++t) {
+        double sum = 0, expected = 0;
+        for (std::int64_t e = 0; e < experts; ++e) sum += route<T>::score(double(in.logits(t, e)));
+        if (sum == 0) continue;  // no score is left to share
+        for (std::int64_t e = 0; e < experts; ++e) {
+          const double share = route<T>::score(double(in.logits(t, e))) / sum;
+          mean[static_cast<std::size_t>(e)] += share / double(length);
+          expected += f[static_cast<std::size_t>(e)] * share;
+        }
+        if (out.dlogits.data)
+          for (std::int64_t e = 0; e < experts; ++e)
+            out.dlogits(t, e) = T(double(out.dlogits(t, e)) +
+                                  in.scale / double(length) * (f[static_cast<std::size_t>(e)] - expected) /
+                                      sum * op::score_slope(double(in.logits(t, e))));
+      }
+      for (std::size_t e = 0; e < count; ++e) out.loss(0) += in.scale * f[e] * mean[e];
+    }
+  }
+};
+
+template <class T>
+struct kernel<sequence_balance<T>, exec::cpu>;  // in train/cpu/router_balance.hpp
+
+}  // namespace dsv4
