@@ -22,11 +22,12 @@ enum class weight_format : std::uint8_t {
 /// always in the model's scalar type.
 struct numerics_config {
   weight_format wide = weight_format::scalar;  ///< embedding, head, router, compressors, indexer head weights
-  weight_format linear = weight_format::scalar;  ///< attention and MTP projections, shared expert, index queries
+  weight_format linear =
+      weight_format::scalar;  ///< attention and MTP projections, shared expert, index queries
   weight_format expert = weight_format::scalar;  ///< routed experts
   bool fp8_activations = false;  ///< E4M3 in 1 x 128 at the input of every linear and expert, except wo_a
-  bool index_fp4 = false;  ///< indexer queries and keys: Hadamard transform, then MXFP4 (1 x 32, E8M0)
-  bool kv_fp8 = false;     ///< window and compressed KV, all but the rotated channels: E4M3 in groups of 64
+  bool index_fp4 = false;        ///< indexer queries and keys: Hadamard transform, then MXFP4 (1 x 32, E8M0)
+  bool kv_fp8 = false;  ///< window and compressed KV, all but the rotated channels: E4M3 in groups of 64
   friend constexpr bool operator==(const numerics_config&, const numerics_config&) = default;
 };
 
@@ -81,7 +82,8 @@ struct storage_types {
   /// What the inputs of linears and experts are rounded to.
   using activation = std::conditional_t<Q.fp8_activations, fp8_activation, T>;
   /// Whether all weights are in the scalar type.
-  static constexpr bool plain = std::is_same_v<wide, T> && std::is_same_v<linear, T> && std::is_same_v<expert, T>;
+  static constexpr bool plain =
+      std::is_same_v<wide, T> && std::is_same_v<linear, T> && std::is_same_v<expert, T>;
 };
 
 }  // namespace dsv4

@@ -101,8 +101,8 @@ using storage_matrix = typename detail::storage_views<W, S>::matrix;
 template <class W, space S = space::host>
 using storage_stack = typename detail::storage_views<W, S>::stack;
 
-/// The view of a weight of a model of scalar type `T` that is stored as `W`. Narrow weights are only read: they
-/// may lie in a mapped file.
+/// The view of a weight of a model of scalar type `T` that is stored as `W`. Narrow weights are only read:
+/// they may lie in a mapped file.
 template <class T, class W, space S = space::host>
 using weight_matrix = storage_matrix<std::conditional_t<std::is_same_v<T, W>, W, const W>, S>;
 template <class T, class W, space S = space::host>
