@@ -20,8 +20,8 @@
 namespace dsv4 {
 
 struct optimizer_options {
-  muon_options muon;
-  adamw_options adamw;
+  muon_options muon = {};
+  adamw_options adamw = {};
 };
 
 /// The state of Muon and AdamW for a model of configuration `C`: one momentum per element of a Muon matrix,
