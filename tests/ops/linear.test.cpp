@@ -222,12 +222,26 @@ TEMPLATE_TEST_CASE("every instruction set of this machine computes the matrix ke
           kernels.gemm_nn(a.view.data, k + 1, m, b.view.data, n + 2, k, n, c.view.data, n + 3, false);
           CHECK(error_over_bound(a.view, bt.view, c.view) <= 1);
           CHECK(c.gaps_untouched());
-          // Adding the product of k rows at once or of one row after the other is the same chain.
-          padded<T> chain(m, n, 0, 5);
-          for (std::int64_t i = 0; i < k; ++i)
-            kernels.gemm_nn(&a.view(0, i), k + 1, m, &b.view(i, 0), n + 2, 1, n, chain.view.data, n, i > 0);
-          bool same = true;
-          for (std::int64_t i = 0; i < m; ++i) same = same && same_bits(&chain.view(i, 0), &c.view(i, 0), n);
+          // Added to what is there, the product is the same, and so it is from a transposed or packed a.
+          padded<T> sum(m, n, 1, 6), before(m, n, 1, 6), at(k, m, 2, 7);
+          for (std::int64_t i = 0; i < m; ++i)
+            for (std::int64_t p = 0; p < k; ++p) at.view(p, i) = a.view(i, p);
+          kernels.gemm_nn(a.view.data, k + 1, m, b.view.data, n + 2, k, n, sum.view.data, n + 1, true);
+          bool same = sum.gaps_untouched();
+          for (std::int64_t i = 0; i < m; ++i)
+            for (std::int64_t j = 0; j < n; ++j)
+              same = same && sum.view(i, j) == before.view(i, j) + c.view(i, j);
+          std::vector<T> scratch(dsv4::detail::outer_scratch);
+          const auto check_same = [&](const auto& kernel, const padded<T>& left, auto... more) {
+            padded<T> d(m, n, 2, 8);
+            kernel(left.view.data, left.view.stride[0], m, b.view.data, n + 2, k, n, d.view.data, n + 2,
+                   false, more...);
+            same = same && d.gaps_untouched();
+            for (std::int64_t i = 0; i < m; ++i) same = same && same_bits(&d.view(i, 0), &c.view(i, 0), n);
+          };
+          check_same(kernels.gemm_tn, at);
+          check_same(kernels.block_nn, a, scratch.data());
+          check_same(kernels.block_tn, at, scratch.data());
           CHECK(same);
 
           std::vector<T> sums(static_cast<std::size_t>(n) + 1, T(77));
@@ -243,6 +257,40 @@ TEMPLATE_TEST_CASE("every instruction set of this machine computes the matrix ke
           CHECK(sums.back() == T(77));
         }
   }
+}
+
+TEMPLATE_TEST_CASE("products that sum over rows are right for any blocks, depth and number of threads",
+                   "[linear]", float, double) {
+  using T = TestType;
+  // Around the edges of blocks (192), depth (256) and register tiles.
+  for (const std::int64_t m : {1, 13, 200})
+    for (const std::int64_t n : {1, 70, 193})
+      for (const std::int64_t k : {0, 1, 255, 600}) {
+        if (m * n * k > 8'000'000) continue;
+        padded<T> a(m, k, 1, 1), at(k, m, 2, 2), b(k, n, 3, 3), bt(n, k, 0, 4);
+        for (std::int64_t p = 0; p < k; ++p) {
+          for (std::int64_t i = 0; i < m; ++i) at.view(p, i) = a.view(i, p);
+          for (std::int64_t j = 0; j < n; ++j) bt.view(j, p) = b.view(p, j);
+        }
+        padded<T> one(m, n, 1, 5), four(m, n, 1, 6), transposed(m, n, 1, 7);
+        const auto run = [&]<bool Transposed>(int threads, padded<T>& from, padded<T>& c) {
+          dsv4::detail::gemm_outer<Transposed, T>(cpu(threads), 1, n, false, [&](std::int64_t) {
+            return dsv4::detail::outer_problem<T>{from.view.data, from.view.stride[0], m,           k,
+                                                  b.view.data,    b.view.stride[0],    c.view.data, n + 1};
+          });
+          CHECK(c.gaps_untouched());
+        };
+        run.template operator()<false>(1, a, one);
+        run.template operator()<false>(4, a, four);
+        run.template operator()<true>(3, at, transposed);
+        INFO("m " << m << ", n " << n << ", k " << k);
+        CHECK(error_over_bound(a.view, bt.view, one.view) <= 1);
+        bool same = true;
+        for (std::int64_t i = 0; i < m; ++i)
+          same = same && same_bits(&one.view(i, 0), &four.view(i, 0), n) &&
+                 same_bits(&one.view(i, 0), &transposed.view(i, 0), n);
+        CHECK(same);
+      }
 }
 
 TEMPLATE_TEST_CASE("the vectorised exponential is accurate from -inf to 0", "[linear]", float, double) {

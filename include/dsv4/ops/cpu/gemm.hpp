@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 #if DSV4_X86_KERNELS
 #include <cpuid.h>
@@ -118,6 +119,61 @@ void gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_
         kernels.gemm_nt(g.x + n0 * g.ldx, g.ldx, n, g.w + o0 * g.ldw, g.ldw, width, k, g.y + n0 * g.ldy + o0,
                         g.ldy);
       });
+}
+
+/// One product c[m, n] (+)= op(a) b of several that share n: a is [m, k] or, when transposed, [k, m].
+template <class T>
+struct outer_problem {
+  const T* a;
+  std::int64_t lda, m, k;
+  const T* b;
+  std::int64_t ldb;
+  T* c;
+  std::int64_t ldc;
+};
+
+/// Computes `count` products, problem(i) describing each. An element's bits depend on its row of op(a), its
+/// column of b and what c held, not on the blocks.
+template <bool Transposed, class T, class Problem>
+void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add, const Problem& problem) {
+  const auto& kernels = best_kernels<T>();
+  const auto blocks_of = [](std::int64_t extent, std::int64_t most) { return (extent + most - 1) / most; };
+  std::vector<std::int64_t> first(static_cast<std::size_t>(count) + 1, 0);  // the first task of each product
+  std::int64_t width = outer_block, work = 0;
+  for (;; width = width > 128 ? 128 : 64) {  // narrower blocks where they would be too few for the threads
+    work = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const outer_problem<T> g = problem(i);
+      const bool none = add && g.k == 0;
+      first[static_cast<std::size_t>(i) + 1] =
+          first[static_cast<std::size_t>(i)] + (none ? 0 : blocks_of(g.m, outer_block) * blocks_of(n, width));
+      work += g.m * n * std::max<std::int64_t>(g.k, 1);
+    }
+    if (width == 64 || first.back() >= 3 * p.threads()) break;
+  }
+  const std::int64_t tasks = first.back();
+  if (tasks == 0) return;
+  p.parallel_for(tasks, 1 + (std::int64_t{1} << 16) / std::max<std::int64_t>(work / tasks, 1),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   // Kept between calls: fresh memory of this size costs page faults every time.
+                   thread_local const std::unique_ptr<T[]> scratch(new T[outer_scratch]);
+                   auto i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+                   for (std::int64_t task = begin; task < end; ++task) {
+                     while (task >= first[static_cast<std::size_t>(i) + 1]) ++i;
+                     const outer_problem<T> g = problem(i);
+                     const std::int64_t within = task - first[static_cast<std::size_t>(i)];
+                     const std::int64_t blocks = blocks_of(g.m, outer_block);
+                     // Blocks of equal height, in whole register tiles.
+                     const std::int64_t height = (blocks_of(g.m, blocks) + 5) / 6 * 6;
+                     const std::int64_t i0 = within % blocks * height, j0 = within / blocks * width;
+                     const std::int64_t m = std::min(height, g.m - i0);
+                     if (m <= 0) continue;
+                     const T* a = Transposed ? g.a + i0 : g.a + i0 * g.lda;
+                     (Transposed ? kernels.block_tn : kernels.block_nn)(
+                         a, g.lda, m, g.b + j0, g.ldb, g.k, std::min(width, n - j0), g.c + i0 * g.ldc + j0,
+                         g.ldc, add, scratch.get());
+                   }
+                 });
 }
 
 }  // namespace dsv4::detail

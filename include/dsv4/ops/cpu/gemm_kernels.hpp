@@ -12,6 +12,12 @@ namespace dsv4::detail {
 /// Bytes of a row that one chunk of a dot product covers: six rows of x fit the first-level cache.
 inline constexpr std::int64_t chunk_bytes = 4096;
 
+/// Products that sum over rows (a b, a^T b) go block by block of the result, at most outer_block rows and
+/// columns, and outer_depth rows of b at a time: a panel of b stays in the second-level cache meanwhile.
+inline constexpr std::int64_t outer_block = 192, outer_depth = 256;
+/// Elements of scratch that one such block needs.
+inline constexpr std::int64_t outer_scratch = 2 * outer_block * outer_depth;
+
 /// Has the `bytes` from `at` on brought near, a multiple of 64. Products of few rows read each weight once,
 /// several rows of them side by side: the hardware does not see in time where those streams begin and end, so
 /// the kernels fetch one tile of rows ahead, in the order of addresses and at the pace of their reading.
@@ -30,6 +36,15 @@ struct cpu_kernels {
   /// c[m, n] (+)= a[m, k] b[k, n]
   void (*gemm_nn)(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
                   std::int64_t n, T* c, std::int64_t ldc, bool add);
+  /// c[m, n] (+)= a[k, m]^T b[k, n]
+  void (*gemm_tn)(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
+                  std::int64_t n, T* c, std::int64_t ldc, bool add);
+  /// The same two for blocks of large matrices, m and n at most outer_block; scratch of outer_scratch
+  /// elements.
+  void (*block_nn)(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
+                   std::int64_t n, T* c, std::int64_t ldc, bool add, T* scratch);
+  void (*block_tn)(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
+                   std::int64_t n, T* c, std::int64_t ldc, bool add, T* scratch);
   /// c[n] = sum_m a[m] max(0, b[m, n])
   void (*weighted_relu)(const T* a, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t n, T* c);
   /// One step of an online softmax; returns the factor for what was accumulated before.

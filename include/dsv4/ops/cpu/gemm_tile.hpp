@@ -129,56 +129,106 @@ DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* 
     chunk_nt(x + c, ldx, n, w + c, ldw, o, std::min(chunk, k - c), y, ldy, c > 0);
 }
 
-/// RM rows by RV vectors of columns of c += a b, the last vector masked when `partial`.
-template <class T, int RM, int RV, bool Partial>
+/// RM rows by RV vectors of columns of c = op(a) b, or c += it; the last vector is masked when `Partial`. a
+/// is [m, k] or, when `Transposed`, [k, m].
+template <class T, int RM, int RV, bool Partial, bool Transposed>
 DSV4_TARGET void outer_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, std::int64_t k, T* c,
                             std::int64_t ldc, bool add, std::int64_t last) {
   using L = lanes<T>;
   constexpr int whole = Partial ? RV - 1 : RV;
   [[maybe_unused]] const typename L::tail tail = L::first(last);
   typename L::vec acc[RM][RV];
-  DSV4_UNROLL for (int i = 0; i < RM; ++i) {
-    DSV4_UNROLL for (int j = 0; j < RV; ++j) acc[i][j] = L::zero();
-    if (add) {
-      DSV4_UNROLL for (int j = 0; j < whole; ++j) acc[i][j] = L::load(c + i * ldc + j * L::width);
-      if constexpr (Partial) acc[i][RV - 1] = L::load(c + i * ldc + (RV - 1) * L::width, tail);
-    }
-  }
+  DSV4_UNROLL for (int i = 0; i < RM; ++i) { DSV4_UNROLL for (int j = 0; j < RV; ++j) acc[i][j] = L::zero(); }
   for (std::int64_t p = 0; p < k; ++p) {
     typename L::vec row[RV];
     DSV4_UNROLL for (int j = 0; j < whole; ++j) row[j] = L::load(b + p * ldb + j * L::width);
     if constexpr (Partial) row[RV - 1] = L::load(b + p * ldb + (RV - 1) * L::width, tail);
     DSV4_UNROLL for (int i = 0; i < RM; ++i) {
-      const typename L::vec scale = L::fill(a[i * lda + p]);
+      const typename L::vec scale = L::fill(Transposed ? a[p * lda + i] : a[i * lda + p]);
       DSV4_UNROLL for (int j = 0; j < RV; ++j) acc[i][j] = L::fma(scale, row[j], acc[i][j]);
     }
   }
+  const typename L::vec one = L::fill(T(1));
   DSV4_UNROLL for (int i = 0; i < RM; ++i) {
+    if (add) {
+      DSV4_UNROLL for (int j = 0; j < whole; ++j) acc[i][j] =
+          L::fma(one, L::load(c + i * ldc + j * L::width), acc[i][j]);
+      if constexpr (Partial)
+        acc[i][RV - 1] = L::fma(one, L::load(c + i * ldc + (RV - 1) * L::width, tail), acc[i][RV - 1]);
+    }
     DSV4_UNROLL for (int j = 0; j < whole; ++j) L::store(c + i * ldc + j * L::width, acc[i][j]);
     if constexpr (Partial) L::store(c + i * ldc + (RV - 1) * L::width, acc[i][RV - 1], tail);
   }
 }
 
-template <class T, int RV, bool Partial>
+template <class T, int RV, bool Partial, bool Transposed>
 DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                                std::int64_t k, T* c, std::int64_t ldc, bool add, std::int64_t last) {
   constexpr int rm = lanes<T>::tile_rows;
+  const std::int64_t step = Transposed ? 1 : lda;
   std::int64_t i = 0;
   for (; i + rm <= m; i += rm)
-    outer_tile<T, rm, RV, Partial>(a + i * lda, lda, b, ldb, k, c + i * ldc, ldc, add, last);
-  for (; i < m; ++i) outer_tile<T, 1, RV, Partial>(a + i * lda, lda, b, ldb, k, c + i * ldc, ldc, add, last);
+    outer_tile<T, rm, RV, Partial, Transposed>(a + i * step, lda, b, ldb, k, c + i * ldc, ldc, add, last);
+  if constexpr (rm > 3)
+    for (; i + 3 <= m; i += 3)
+      outer_tile<T, 3, RV, Partial, Transposed>(a + i * step, lda, b, ldb, k, c + i * ldc, ldc, add, last);
+  if (i + 2 <= m) {
+    outer_tile<T, 2, RV, Partial, Transposed>(a + i * step, lda, b, ldb, k, c + i * ldc, ldc, add, last);
+    i += 2;
+  }
+  if (i < m)
+    outer_tile<T, 1, RV, Partial, Transposed>(a + i * step, lda, b, ldb, k, c + i * ldc, ldc, add, last);
 }
 
-/// c[m, n] = a[m, k] b[k, n], or += : every element is a sequential chain of fused multiply-adds over k.
-template <class T>
-DSV4_TARGET void gemm_nn(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
-                         std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add) {
+/// c[m, n] = op(a)[m, k] b[k, n], or c += it: every element is a sequential chain of fused multiply-adds over
+/// k, then added to c.
+template <class T, bool Transposed>
+DSV4_TARGET void gemm_outer(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
+                            std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add) {
   constexpr std::int64_t width = lanes<T>::width;
   std::int64_t j = 0;
   for (; j + 4 * width <= n; j += 4 * width)
-    outer_columns<T, 4, false>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
-  for (; j + width <= n; j += width) outer_columns<T, 1, false>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
-  if (j < n) outer_columns<T, 1, true>(a, lda, m, b + j, ldb, k, c + j, ldc, add, n - j);
+    outer_columns<T, 4, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
+  if (j + 2 * width <= n) {
+    outer_columns<T, 2, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
+    j += 2 * width;
+  }
+  if (j + width <= n) {
+    outer_columns<T, 1, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
+    j += width;
+  }
+  if (j < n) outer_columns<T, 1, true, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, n - j);
+}
+
+/// The same for large k and matrices far apart in memory: the sum over k is taken in chunks of outer_depth,
+/// the chunks' sums are added in order. m and n at most outer_block; b, and a when transposed, pass through
+/// `scratch`, where what a tile reads lies together.
+template <class T, bool Transposed>
+DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
+                                  std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add,
+                                  T* scratch) {
+  constexpr std::int64_t panel = 4 * lanes<T>::width;
+  const bool pack = m > 2 * lanes<T>::tile_rows;  // fewer rows do not pay for copies
+  T* const packed_a = scratch + outer_block * outer_depth;
+  for (std::int64_t p = 0; p < std::max<std::int64_t>(k, 1); p += outer_depth) {
+    const std::int64_t depth = std::min(outer_depth, k - p);
+    const T* own_a = Transposed ? a + p * lda : a + p;
+    std::int64_t own_lda = lda;
+    if (Transposed && pack) {
+      for (std::int64_t i = 0; i < depth; ++i) std::copy_n(own_a + i * lda, m, packed_a + i * outer_block);
+      own_a = packed_a, own_lda = outer_block;
+    }
+    for (std::int64_t j = 0; j < n; j += panel) {
+      const std::int64_t width = std::min(panel, n - j);
+      const T* own_b = b + p * ldb + j;
+      if (pack) {
+        for (std::int64_t i = 0; i < depth; ++i) std::copy_n(own_b + i * ldb, width, scratch + i * panel);
+        own_b = scratch;
+      }
+      gemm_outer<T, Transposed>(own_a, own_lda, m, own_b, pack ? panel : ldb, depth, width, c + j, ldc,
+                                add || p > 0);
+    }
+  }
 }
 
 /// c[n] = sum_m a[m] max(0, b[m, n]), in the order of m.
@@ -225,6 +275,12 @@ DSV4_TARGET T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) {
 }
 
 template <class T>
-inline constexpr cpu_kernels<T> table = {&gemm_nt<T>, &gemm_nn<T>, &weighted_relu<T>, &softmax_step<T>};
+inline constexpr cpu_kernels<T> table = {&gemm_nt<T>,
+                                         &gemm_outer<T, false>,
+                                         &gemm_outer<T, true>,
+                                         &gemm_outer_block<T, false>,
+                                         &gemm_outer_block<T, true>,
+                                         &weighted_relu<T>,
+                                         &softmax_step<T>};
 
 #endif  // DSV4_TARGET
