@@ -49,6 +49,8 @@ struct cpu_kernels {
   void (*weighted_relu)(const T* a, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t n, T* c);
   /// One step of an online softmax; returns the factor for what was accumulated before.
   T (*softmax_step)(T* s, std::int64_t n, T scale, T& top, T& sum);
+  /// s[j] becomes the weight e^(s[j] - lse), dp[j] the gradient s[j] (dp[j] - delta) of its score.
+  void (*softmax_gradient)(T* s, T* dp, std::int64_t n, T lse, T delta);
 };
 
 }  // namespace dsv4::detail

@@ -274,6 +274,19 @@ DSV4_TARGET T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) {
   return correction;
 }
 
+/// Weights and gradients of a row of scores, given its log-sum-exp and delta = sum_j weight_j dp_j.
+template <class T>
+DSV4_TARGET void softmax_gradient(T* s, T* dp, std::int64_t n, T lse, T delta) {
+  using L = lanes<T>;
+  const typename L::vec one = L::fill(T(1)), shift = L::fill(-lse), mean = L::fill(-delta);
+  for (std::int64_t j = 0; j < n; j += L::width) {
+    const typename L::tail tail = L::first(std::min<std::int64_t>(n - j, L::width));
+    const typename L::vec p = L::exp(L::fma(one, L::load(s + j, tail), shift));
+    L::store(s + j, p, tail);
+    L::store(dp + j, L::fma(p, L::fma(one, L::load(dp + j, tail), mean), L::zero()), tail);
+  }
+}
+
 template <class T>
 inline constexpr cpu_kernels<T> table = {&gemm_nt<T>,
                                          &gemm_outer<T, false>,
@@ -281,6 +294,7 @@ inline constexpr cpu_kernels<T> table = {&gemm_nt<T>,
                                          &gemm_outer_block<T, false>,
                                          &gemm_outer_block<T, true>,
                                          &weighted_relu<T>,
-                                         &softmax_step<T>};
+                                         &softmax_step<T>,
+                                         &softmax_gradient<T>};
 
 #endif  // DSV4_TARGET

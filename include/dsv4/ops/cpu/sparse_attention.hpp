@@ -3,9 +3,11 @@
 #pragma once
 
 #include <dsv4/ops/cpu/gemm.hpp>
+#include <dsv4/ops/cpu/sparse_attention_backward.hpp>
 #include <dsv4/ops/sparse_attention.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -17,7 +19,8 @@ template <class T>
 struct kernel<sparse_attention<T>, exec::cpu> {
   using op = sparse_attention<T>;
 
-  static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
+  static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out,
+                      const typename op::saved& keep) {
     const std::int64_t n = in.q.extent[0], heads = in.q.extent[1];
     if (n == 0 || heads == 0) return;
     // With fewer queries than threads the heads of a query are split as well.
@@ -28,17 +31,24 @@ struct kernel<sparse_attention<T>, exec::cpu> {
       std::vector<T> scratch(static_cast<std::size_t>(tile * (in.q.extent[2] + heads) + 2 * heads));
       for (std::int64_t task = begin; task < end; ++task) {
         const std::int64_t part = task % parts, h = heads * part / parts;
-        query(in, out, task / parts, h, heads * (part + 1) / parts - h, scratch.data());
+        query(in, out, keep, task / parts, h, heads * (part + 1) / parts - h, scratch.data());
       }
     });
+  }
+
+  static void backward(const exec::cpu& p, workspace& w, const typename op::inputs& in,
+                       const typename op::saved& kept, const typename op::upstream& up,
+                       const typename op::gradients& g) {
+    detail::sparse_attention_backward<T>::run(p, w, in, kept, up, g);
   }
 
  private:
   static constexpr std::int64_t tile = 64;  ///< keys that are scored at once
 
   /// Heads [h, h + heads) of query t.
-  static void query(const typename op::inputs& in, const typename op::outputs& out, std::int64_t t,
-                    std::int64_t h, std::int64_t heads, T* scratch) {
+  static void query(const typename op::inputs& in, const typename op::outputs& out,
+                    const typename op::saved& keep, std::int64_t t, std::int64_t h, std::int64_t heads,
+                    T* scratch) {
     const auto& kernels = detail::best_kernels<T>();
     const std::int64_t dim = in.q.extent[2], position = in.first_position + t;
     const T* q = in.q.data + t * in.q.stride[0] + h * in.q.stride[1];
@@ -82,8 +92,10 @@ struct kernel<sparse_attention<T>, exec::cpu> {
       visit_rows(in.compressed, 0, (position + 1) / in.ratio);
     }
 
-    for (std::int64_t i = 0; i < heads; ++i)
+    for (std::int64_t i = 0; i < heads; ++i) {
       for (std::int64_t c = 0; c < dim; ++c) o[i * ldo + c] /= sum[i];
+      if (keep.lse.data) keep.lse(t, h + i) = top[i] + std::log(sum[i]);
+    }
   }
 };
 
