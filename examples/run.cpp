@@ -1,59 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 // dsv4-run: a complete DeepSeek-V4 model from a Hugging Face directory or, without one, a small embedded one.
-#include "runner/session.hpp"
-#include <dsv4/config/presets.hpp>
+#include "run/compiled_model.hpp"
+#include "run/console.hpp"
+#include "run/text_codec.hpp"
+#include <dsv4/core/error.hpp>
 
 #include <CLI/CLI.hpp>
 
 #include <iostream>
 #include <iterator>
+#include <string>
 
 namespace {
 
-/// The configurations that this program was compiled for: calls f<C>(name) for each until it returns true.
-template <class F>
-bool any_config(const F& f) {
-  return f.template operator()<dsv4::v4_nano>("v4_nano") || f.template operator()<dsv4::v4_bench>("v4_bench");
-}
-
-/// Runs f<C>() for the configuration called `name`.
-template <class F>
-int with_config(const std::string& name, const F& f) {
-  int status = 0;
-  const bool known = any_config([&]<dsv4::model_config C>(const char* candidate) {
-    if (name != candidate) return false;
-    status = f.template operator()<C>();
-    return true;
-  });
-  if (!known) throw dsv4::contract_error("dsv4-run", "--config", "v4_nano or v4_bench", name);
-  return status;
+const runner::compiled_model& model_called(const std::string& name) {
+  std::string known;
+  for (const auto* m : runner::compiled_models) {
+    if (name == m->name) return *m;
+    known += (known.empty() ? "" : ", ") + std::string(m->name);
+  }
+  throw dsv4::contract_error("dsv4-run", "--config", known, name);
 }
 
 /// The configuration whose every value is in the directory's config.json; `fallback`, whose differences will
 /// then be listed, when there is none.
 std::string matching_config(const std::filesystem::path& file, const std::string& fallback) {
-  std::string match = fallback;
-  any_config([&]<dsv4::model_config C>(const char* candidate) {
-    try {
-      dsv4::io::check_config<C>(file);
+  for (const auto* m : runner::compiled_models) try {
+      m->check_config(file);
+      return m->name;
     } catch (const dsv4::format_error&) {
-      return false;
     }
-    match = candidate;
-    return true;
-  });
-  return match;
-}
-
-std::string config_text(const std::string& name) {
-  if (name == "v4_flash") return dsv4::io::config_to_json<dsv4::v4_flash>();
-  if (name == "v4_pro") return dsv4::io::config_to_json<dsv4::v4_pro>();
-  std::string text;
-  with_config(name, [&]<dsv4::model_config C>() {
-    text = dsv4::io::config_to_json<C>();
-    return 0;
-  });
-  return text;
+  return fallback;
 }
 
 }  // namespace
@@ -68,8 +45,17 @@ int main(int argc, char** argv) {
                  "tokenizer.json; without it, a small embedded model is run");
   const auto* named =
       app.add_option("--config", config,
-                     "compiled configuration: v4_nano, v4_bench (--dump-config: v4_flash, v4_pro too); "
-                     "of a directory, the one that its config.json matches");
+                     "compiled configuration: v4_nano, v4_bench, v4_flash or v4_pro; of a directory, the one "
+                     "that its config.json matches");
+  app.add_option(
+      "--numerics", options.numerics,
+      "how weights are stored: float32, bf16, mxfp4_experts_only, v4_released, v4_released_base; of a "
+      "directory, as it has them");
+  app.add_option("--expert-memory", options.expert_memory,
+                 "memory for routed experts in FP4 or FP8 (such as 8GiB); the others are read when they are "
+                 "needed; without it, the system decides what of the mapped files stays in memory")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::PositiveNumber);
   auto* prompt = app.add_option("-p,--prompt", options.prompt, "the text to continue ('-': read stdin)");
   app.add_option("-f,--prompt-file", prompt_file, "file with the text to continue")->excludes(prompt);
   app.add_option("-n,--max-tokens", options.max_tokens, "tokens to make")->check(CLI::NonNegativeNumber);
@@ -81,6 +67,13 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "0: all of the machine's")->check(CLI::NonNegativeNumber);
   app.add_option("--perplexity", options.perplexity, "print the perplexity of this file instead");
   app.add_option("--save", options.save, "write the model as a directory, and stop");
+  app.add_option("--save-headers", options.save_headers,
+                 "write the model as a directory of headers without data, at any size, and stop");
+  app.add_flag(
+      "--plan", options.plan,
+      "print what would be read of the directory, tensor by tensor, and the memory it takes, and stop");
+  app.add_option("--context", options.context, "tokens that --plan counts caches for")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--dump-config", dump_config, "print the configuration as config.json and stop");
   app.add_option("--dump-layer", options.dump_layer, "write the prompt's residual streams before this layer")
       ->check(CLI::NonNegativeNumber);
@@ -90,18 +83,20 @@ int main(int argc, char** argv) {
 
   try {
     if (dump_config) {
-      std::cout << config_text(config) << '\n';
+      std::cout << model_called(config).config_text() << '\n';
       return 0;
     }
     if (!prompt_file.empty()) options.prompt = runner::read_file(prompt_file);
     if (options.prompt == "-") options.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
     if (!options.model.empty() && named->count() == 0)
       config = matching_config(options.model / "config.json", config);
+    const runner::compiled_model& model = model_called(config);
+    if (!options.model.empty())
+      model.check_config(options.model / "config.json");
+    else if (options.plan)
+      throw dsv4::contract_error("dsv4-run", "--plan", "a directory", "none");
     runner::catch_interrupts();
-    return with_config(config, [&]<dsv4::model_config C>() {
-      if (!options.model.empty()) dsv4::io::check_config<C>(options.model / "config.json");
-      return runner::session<C>(options).run();
-    });
+    return model.run(options);
   } catch (const std::exception& failure) {
     std::cerr << "dsv4-run: " << failure.what() << '\n';
     return 1;

@@ -73,6 +73,36 @@ expect_error "tokenizer.json: tokens: expected at most 258, the model's vocab_si
 echo '{' > "$work/tokens/tokenizer.json"
 expect_error "tokenizer.json" "$work/tokens"
 
+# The released formats: the same text from memory, from files, and with a quarter of the experts in memory.
+"$run" --numerics v4_released --prompt "The sea" -n 20 > "$work/released" 2> /dev/null
+"$run" --numerics v4_released --save "$work/fp4" 2> /dev/null
+"$run" "$work/fp4" --prompt "The sea" -n 20 2> /dev/null | cmp - "$work/released" || fail "FP4 from files writes another text"
+"$run" "$work/fp4" --plan --context 1000 > "$work/plan"
+grep -qE "^layers.1.ffn.experts.0.w1.weight +I8 \\[[0-9]+, 48\\] .* model.safetensors" "$work/plan" || { cat "$work/plan"; fail "plan"; }
+grep -q "caches of 1000 tokens" "$work/plan" || fail "plan: no caches"
+experts=$(python3 - "$work/fp4/model.safetensors" <<'EOF'
+import json, struct, sys
+data = open(sys.argv[1], "rb").read()
+header = json.loads(data[8:8 + struct.unpack("<Q", data[:8])[0]])
+print(sum(t["data_offsets"][1] - t["data_offsets"][0] for name, t in header.items() if ".experts." in name))
+EOF
+)
+"$run" "$work/fp4" --expert-memory $((experts / 4)) --prompt "The sea" -n 20 2> "$work/err" | cmp - "$work/released" || fail "a quarter of the experts' memory writes another text"
+"$run" "$work/fp4" --expert-memory $((experts / 40)) --prompt "The sea" -n 20 2> "$work/err" | cmp - "$work/released"
+grep -q "every token reads them from disk again" "$work/err" || { cat "$work/err"; fail "no warning that every token misses"; }
+expect_error "the bytes of one expert" "$work/fp4" --expert-memory 100
+expect_error "experts in FP4 or FP8" "$work/a model" --expert-memory 1MiB
+expect_error "there already" --save "$work/fp4"
+
+# Flash and Pro are planned from headers.
+for model in v4_flash v4_pro; do
+  "$run" --config $model --numerics v4_released --save-headers "$work/$model"
+  "$run" "$work/$model" --plan --context 1000000 > "$work/plan"
+  grep -qE "^layers.42.attn.wo_a.weight +F8_E4M3 \\[[0-9]+, 4096\\]" "$work/plan" || fail "plan of $model"
+  grep -q "caches of 1000000 tokens" "$work/plan" || fail "plan of $model: no caches"
+done
+expect_error "expected" "$work/v4_flash"  # there is no data
+
 # Sampling repeats with its seed.
 "$run" -p x -t 1 --top-p 0.9 --seed 4 -n 30 > "$work/s1" 2> /dev/null
 "$run" -p x -t 1 --top-p 0.9 --seed 4 -n 30 > "$work/s2" 2> /dev/null

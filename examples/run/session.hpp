@@ -2,14 +2,20 @@
 /// One model, one sequence: prefill in chunks, decode, perplexity, dumps.
 #pragma once
 
+#include "compiled_model.hpp"
 #include "console.hpp"
+#include "options.hpp"
+#include "plan.hpp"
 #include "text_codec.hpp"
 #include <dsv4/config/presets.hpp>
 #include <dsv4/cpu.hpp>
 #include <dsv4/io/checkpoint.hpp>
+#include <dsv4/io/checkpoint_plan.hpp>
 #include <dsv4/io/checkpoint_writer.hpp>
 #include <dsv4/io/config_json.hpp>
+#include <dsv4/io/expert_cache.hpp>
 #include <dsv4/io/safetensors_writer.hpp>
+#include <dsv4/model/quantise_parameters.hpp>
 #include <dsv4/model/sampler.hpp>
 #include <dsv4/model/transformer.hpp>
 
@@ -19,43 +25,41 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <variant>
 #include <vector>
 
 namespace runner {
 
-struct options {
-  std::filesystem::path model;  ///< empty: the embedded model
-  std::filesystem::path save;   ///< write the model there, and stop
-  std::string prompt;
-  std::int64_t max_tokens = 128, chunk = 512;
-  double temperature = 0, top_p = 1;
-  std::uint64_t seed = 0;
-  int threads = 0;
-  std::filesystem::path perplexity, dump_file = "dump.safetensors";
-  int dump_layer = -1;
-  bool dump_logits = false, ignore_eos = false;
-};
-
 constexpr int exit_interrupted = 130;
 
 template <dsv4::model_config C>
+void write_config(const std::filesystem::path& folder) {
+  std::ofstream config(folder / "config.json");
+  config << dsv4::io::config_to_json<C>() << '\n';
+  if (!config.flush()) throw dsv4::io_error((folder / "config.json").string(), "write", "failed");
+}
+
+template <dsv4::model_config C, dsv4::numerics_config Q>
 class session {
-  using model = dsv4::transformer<C, float>;
+  using model = dsv4::transformer<C, float, Q>;
+  static constexpr bool narrow_experts = dsv4::block_format<typename dsv4::storage_types<float, Q>::expert>;
+  using expert_cache =
+      std::conditional_t<narrow_experts, dsv4::io::expert_cache<C, float, Q>, std::monostate>;
 
  public:
   explicit session(const options& o)
       : options_(o),
         text_(o.model, C.vocab_size, C.bos_token_id),
         cpu_(o.threads > 0 ? dsv4::exec::cpu(o.threads) : dsv4::exec::cpu()) {
-    if (o.model.empty()) {
-      dsv4::initialise_by_name(weights_);
-      std::fprintf(stderr, "embedded model: %.1fM random weights, so the text below is noise\n",
-                   double(dsv4::count_parameters(C).with_mtp()) / 1e6);
-    } else {
-      dsv4::io::load_parameters(dsv4::io::safetensors_checkpoint(o.model), weights_);
-    }
+    if (o.model.empty())
+      embed();
+    else
+      load();
   }
 
   /// The program's exit status.
@@ -67,6 +71,39 @@ class session {
   }
 
  private:
+  void embed() {
+    if constexpr (dsv4::storage_types<float, Q>::plain) {
+      dsv4::initialise_by_name(weights_);
+    } else {
+      dsv4::parameter_store<C, float> wide;
+      dsv4::initialise_by_name(wide);
+      dsv4::quantise_parameters(cpu_, wide, weights_);
+    }
+    std::fprintf(stderr, "embedded model: %.1fM random weights, so the text below is noise\n",
+                 double(dsv4::count_parameters(C).with_mtp()) / 1e6);
+  }
+
+  void load() {
+    const auto source = std::make_shared<const dsv4::io::safetensors_checkpoint>(options_.model);
+    dsv4::io::load_options how;
+    how.check_expert_scales = options_.expert_memory == 0;
+    dsv4::io::load_parameters(source, weights_, how);
+    if (options_.expert_memory == 0) return;
+    if constexpr (narrow_experts) {
+      experts_.emplace(weights_.views(), options_.expert_memory);
+      if (experts_->always_misses())
+        std::fprintf(
+            stderr,
+            "warning: memory for %lld experts, and a token uses %d: every token reads them from disk "
+            "again; --expert-memory %lld holds those of one token\n",
+            static_cast<long long>(experts_->slots()), C.num_hidden_layers() * C.moe.num_experts_per_tok,
+            static_cast<long long>(experts_->expert_bytes() * C.num_hidden_layers() *
+                                   C.moe.num_experts_per_tok));
+    } else {
+      throw dsv4::contract_error("dsv4-run", "--expert-memory", "experts in FP4 or FP8", options_.numerics);
+    }
+  }
+
   /// Text as it is into a file or pipe; on a terminal without the control codes that would upset it.
   static void print(const std::string& text) {
     static const bool terminal = isatty(STDOUT_FILENO) != 0;
@@ -165,11 +202,8 @@ class session {
 
   /// The model as a directory that this program loads.
   int save() {
-    std::filesystem::create_directories(options_.save);
-    dsv4::io::save_parameters(options_.save / dsv4::io::checkpoint_single_name, weights_);
-    std::ofstream config(options_.save / "config.json");
-    config << dsv4::io::config_to_json<C>() << '\n';
-    if (!config.flush()) throw dsv4::io_error((options_.save / "config.json").string(), "write", "failed");
+    dsv4::io::save_checkpoint(options_.save, weights_);
+    write_config<C>(options_.save);
     for (const char* name : {tokenizer_name, tokenizer_settings_name}) {
       const auto from = options_.model / name, to = options_.save / name;
       if (options_.model.empty() || !std::filesystem::exists(from)) continue;
@@ -213,8 +247,50 @@ class session {
   text_codec text_;
   dsv4::exec::cpu cpu_;
   typename model::parameters weights_;
+  std::optional<expert_cache> experts_;
   typename model::state state_;
   dsv4::workspace workspace_;
 };
+
+/// The numerics that the options name, a directory's own, or float32.
+inline std::string chosen_numerics(const options& o) {
+  if (!o.numerics.empty()) return o.numerics;
+  if (o.model.empty()) return "float32";
+  const dsv4::io::safetensors_checkpoint headers(o.model, dsv4::io::file_access::map,
+                                                 dsv4::io::file_contents::headers_only);
+  return std::string(dsv4::io::detect_numerics(headers));
+}
+
+/// Compiles a configuration for all numerics, or for the released ones alone where weights in anything wider
+/// would fit no machine that runs this.
+template <dsv4::model_config C>
+int run_configuration(const options& given) {
+  constexpr bool released_only = dsv4::count_parameters(C).with_mtp() > 10'000'000'000;
+  options o = given;
+  o.numerics = chosen_numerics(given);
+  return dsv4::io::with_numerics(o.numerics, [&]<dsv4::numerics_config Q>() {
+    if (o.plan) return print_plan<C, Q>(o);
+    if (!o.save_headers.empty()) {
+      dsv4::io::save_headers<C, float, Q>(o.save_headers);
+      write_config<C>(o.save_headers);
+      return 0;
+    }
+    if constexpr (!released_only || Q == dsv4::numerics::v4_released ||
+                  Q == dsv4::numerics::v4_released_base) {
+      if (released_only && o.model.empty())
+        throw dsv4::contract_error("dsv4-run", "model", "a directory, for so large a configuration", "none");
+      return session<C, Q>(o).run();
+    } else {
+      throw dsv4::contract_error("dsv4-run", "--numerics", "v4_released or v4_released_base at this size",
+                                 o.numerics);
+    }
+  });
+}
+
+template <dsv4::model_config C>
+compiled_model make_compiled_model(const char* name) {
+  return {name, [](const std::filesystem::path& file) { dsv4::io::check_config<C>(file); },
+          [] { return dsv4::io::config_to_json<C>(); }, run_configuration<C>};
+}
 
 }  // namespace runner
