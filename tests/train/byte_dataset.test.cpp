@@ -10,6 +10,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 using namespace dsv4;
@@ -216,7 +217,8 @@ TEST_CASE("byte_dataset: fingerprints") {
 }
 
 TEST_CASE("byte_dataset: without begin and end tokens, and from a mapped file") {
-  const auto path = std::filesystem::temp_directory_path() / "dsv4_byte_dataset.txt";
+  const auto path =
+      std::filesystem::temp_directory_path() / ("dsv4_byte_dataset" + std::to_string(::getpid()));
   std::ofstream(path, std::ios::binary) << "hello, world";
   const io::mapped_file file(path);
   const byte_dataset data(file.bytes(),

@@ -109,10 +109,13 @@ TEST_CASE("optimizer: the same bits for any number of threads") {
   }
   CHECK(same_values(one, three));
   std::vector<std::vector<float>> states[2];
-  a.for_each_state(
-      [&](const std::string&, vector_view<float> v) { states[0].emplace_back(v.data, v.data + v.size()); });
-  b.for_each_state(
-      [&](const std::string&, vector_view<float> v) { states[1].emplace_back(v.data, v.data + v.size()); });
+  const auto keep = [](std::vector<std::vector<float>>& all) {
+    return [&all]<class U>(const std::string&, vector_view<U> v) {
+      all.emplace_back(v.data, v.data + v.size());
+    };
+  };
+  a.for_each_state(keep(states[0]));
+  b.for_each_state(keep(states[1]));
   CHECK(states[0] == states[1]);
 }
 
@@ -145,7 +148,7 @@ TEST_CASE("optimizer: state that is copied to another goes on in the same way") 
   });
   CHECK(order == again);
   CHECK(std::set<std::string>(order.begin(), order.end()).size() == order.size());
-  b.set_steps(a.steps());
+  CHECK(b.steps() == 2);
   a.step(exec::cpu(2), w, weights, gradients<float>(7), {0.01});
   b.step(exec::cpu(1), w, resumed, gradients<float>(7), {0.01});
   CHECK(same_values(weights, resumed));
@@ -155,8 +158,8 @@ TEST_CASE("optimizer: what its state takes") {
   optimizer<config, float> wide;
   optimizer<config, float, bf16> narrow;
   std::int64_t moments = 0, momenta = 0;
-  wide.for_each_state([&](const std::string& name, vector_view<float> v) {
-    (name.starts_with("momentum.") ? momenta : moments) += v.size();
+  wide.for_each_state([&](const std::string& name, auto v) {
+    if (name != "steps") (name.starts_with("momentum.") ? momenta : moments) += v.size();
   });
   const auto count = count_parameters(config).with_mtp();
   const std::int64_t biases = 4 * std::int64_t{config.moe.n_routed_experts};  // three layers and MTP

@@ -89,14 +89,15 @@ class optimizer {
                     u.gradient_scale);
   }
 
-  /// Steps taken. Set it when state is restored: AdamW's correction depends on it.
+  /// Steps taken.
   std::int64_t steps() const { return steps_; }
-  void set_steps(std::int64_t steps) { steps_ = steps; }
 
-  /// Calls f(name, view) for every array of state, in the order of the parameters: a vector_view of M called
-  /// "momentum.<parameter>", or two of T called "first.<parameter>" and "second.<parameter>".
+  /// Calls f(name, view) for all that must be kept for the next step: first "steps", a vector_view of one
+  /// std::int64_t, then in the order of the parameters a vector_view of M called "momentum.<parameter>", or
+  /// two of T called "first.<parameter>" and "second.<parameter>".
   template <class F>
   void for_each_state(F&& f) {
+    f(std::string("steps"), vector_view<std::int64_t>(&steps_, 1));
     for (const slot& s : slots_) {
       if (!has_state(s)) continue;
       if (s.rule.rule == update_rule::muon) {
