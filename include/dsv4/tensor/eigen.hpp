@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Views as Eigen maps, and Eigen's fixed-size arrays as portable vectors. The only header that includes
-/// Eigen.
+/// Views as Eigen maps, and row-major Eigen matrices as views. The only header that includes Eigen.
 #pragma once
 
 #include <dsv4/tensor/view.hpp>
 
 #include <Eigen/Core>
 
-#include <cmath>
 #include <type_traits>
 
 namespace dsv4 {
@@ -46,33 +44,6 @@ matrix_view<T> as_view(
 template <class T>
 matrix_view<const T> as_view(const Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>& m) {
   return {m.data(), m.rows(), m.cols()};
-}
-
-/// One 16-byte vector of T on any machine that Eigen vectorises for.
-template <class T>
-using eigen_packet = Eigen::Array<T, 16 / static_cast<int>(sizeof(T)), 1>;
-
-/// a * b + c, always fused where the machine can: written as a product and a sum, it would be up to the
-/// compiler, and change from one unrolled loop to another.
-template <class T>
-inline eigen_packet<T> multiply_add(const eigen_packet<T>& a, const eigen_packet<T>& b,
-                                    const eigen_packet<T>& c) {
-  namespace ei = Eigen::internal;
-  constexpr int size = eigen_packet<T>::SizeAtCompileTime;
-  using vector = ei::find_best_packet<T, size>;
-  eigen_packet<T> r;
-  if constexpr (sizeof(typename vector::type) == sizeof(r)) {
-    ei::pstoreu(r.data(), ei::pmadd(ei::ploadu<typename vector::type>(a.data()),
-                                    ei::ploadu<typename vector::type>(b.data()),
-                                    ei::ploadu<typename vector::type>(c.data())));
-  } else {
-#if defined(FP_FAST_FMA) && defined(FP_FAST_FMAF)
-    for (int i = 0; i < size; ++i) r[i] = std::fma(a[i], b[i], c[i]);
-#else
-    r = a * b + c;
-#endif
-  }
-  return r;
 }
 
 }  // namespace dsv4

@@ -1,41 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Matrix micro-kernels for any machine, on Eigen's 16-byte arrays. Not Eigen's own matrix product: its order
-/// of summation changes with the number of rows.
+/// Matrix micro-kernels for any machine, on the compiler's 16-byte vectors. Not Eigen's matrix product: its
+/// order of summation changes with the number of rows, and its headers would be half of what is compiled.
 #pragma once
 
 #include <dsv4/ops/cpu/gemm_kernels.hpp>
-#include <dsv4/tensor/eigen.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace dsv4::detail::portable {
 
 template <class T>
 struct lanes {
-  using vec = eigen_packet<T>;
+  typedef T vec __attribute__((vector_size(16)));  // an alias would lose the attribute
   using tail = std::int64_t;
-  static constexpr int width = vec::SizeAtCompileTime;
+  static constexpr int width = 16 / static_cast<int>(sizeof(T));
   static constexpr int tile_rows = 3;
 
-  static vec zero() { return vec::Zero(); }
-  static vec fill(T a) { return vec::Constant(a); }
+  static vec zero() { return vec{}; }
+  static vec fill(T a) { return a - vec{}; }  // not a sum: -0 stays
   static tail first(std::int64_t n) { return n; }
-  static vec load(const T* p) { return Eigen::Map<const vec>(p); }
+  static vec load(const T* p) {
+    vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
   static vec load(const T* p, tail n) {
-    vec v = zero();
+    vec v{};
     for (tail i = 0; i < n; ++i) v[i] = p[i];
     return v;
   }
-  static void store(T* p, const vec& v) { Eigen::Map<vec>{p} = v; }
+  static void store(T* p, const vec& v) { std::memcpy(p, &v, sizeof v); }
   static void store(T* p, const vec& v, tail n) {
     for (tail i = 0; i < n; ++i) p[i] = v[i];
   }
-  static vec fma(const vec& a, const vec& b, const vec& c) { return multiply_add<T>(a, b, c); }
-  static vec max(const vec& a, const vec& b) { return a.max(b); }
+  /// Always fused where the machine can: written as a product and a sum, it would be up to the compiler, and
+  /// change from one unrolled loop to another.
+  static vec fma(const vec& a, const vec& b, const vec& c) {
+#if defined(__FMA__)
+    if constexpr (width == 4)
+      return __builtin_ia32_vfmaddps(a, b, c);
+    else
+      return __builtin_ia32_vfmaddpd(a, b, c);
+#elif defined(FP_FAST_FMA) && defined(FP_FAST_FMAF)
+    vec r;
+    for (int i = 0; i < width; ++i) r[i] = std::fma(a[i], b[i], c[i]);
+    return r;
+#else
+    return a * b + c;
+#endif
+  }
+  static vec max(const vec& a, const vec& b) { return a < b ? b : a; }  // a NaN in a stays
   static vec exp(const vec& v) {
-    return v.unaryExpr([](T a) { return std::exp(a); });
+    T lane[width];
+    store(lane, v);
+    for (T& a : lane) a = std::exp(a);
+    return load(lane);
   }
   static T reduce(const vec& v) {
     if constexpr (width == 4)
