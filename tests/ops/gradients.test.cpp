@@ -348,13 +348,14 @@ struct gates_case {
   int iterations;
   bool head;
   double size = 1;
+  bool add = false;
 
   std::int64_t mixes() const { return head ? streams : (2 + streams) * streams; }
   std::int64_t segments() const { return head ? 1 : 3; }
   template <class T>
   std::vector<operand<T>> inputs() const {
     std::vector<operand<T>> in;
-    in.push_back(input<T>("x", role::added, n * streams * width, 1));
+    in.push_back(input<T>("x", add ? role::added : role::overwritten, n * streams * width, 1));
     in.push_back(input<T>("z", role::overwritten, n * mixes(), 2, size));
     in.push_back(input<T>("base", role::added, mixes(), 3));
     in.push_back(input<T>("scale", role::added, segments(), 4));
@@ -390,17 +391,18 @@ struct gates_case {
     if (!head) up.dpost = as(dy[1], n, streams), up.dcomb = as(dy[2], n, streams, streams);
     hyper_connection_gates<T>::backward(
         p, w, arguments<T>(in), up,
-        {as(g[0], n, streams, width), as(g[1], n, mixes()), as(g[2], mixes()), as(g[3], segments())});
+        {as(g[0], n, streams, width), as(g[1], n, mixes()), as(g[2], mixes()), as(g[3], segments()), add});
   }
 };
 
 struct collapse_case {
   std::int64_t n, streams, width;
+  bool add = false;
 
   template <class T>
   std::vector<operand<T>> inputs() const {
     std::vector<operand<T>> in;
-    in.push_back(input<T>("x", role::added, n * streams * width, 1));
+    in.push_back(input<T>("x", add ? role::added : role::overwritten, n * streams * width, 1));
     in.push_back(input<T>("pre", role::overwritten, n * streams, 2));
     return in;
   }
@@ -415,7 +417,7 @@ struct collapse_case {
                 const pointers<T>& g) const {
     hyper_connection_collapse<T>::backward(p, w, {as(in[0], n, streams, width), as(in[1], n, streams)},
                                            {as(dy[0], n, width)},
-                                           {as(g[0], n, streams, width), as(g[1], n, streams)});
+                                           {as(g[0], n, streams, width), as(g[1], n, streams), add});
   }
 };
 
@@ -579,6 +581,7 @@ TEST_CASE("hyper_connection_gates: backward through Sinkhorn") {
   for (std::int64_t streams : {1, 2, 3, 5}) check_backward(gates_case{3, streams, 7, 20, false}, 512);
   check_backward(gates_case{3, 4, 7, 1, false}, 512);
   check_backward(gates_case{7, 4, 9, 0, true}, 64);
+  check_backward(gates_case{7, 4, 9, 20, false, 1, true}, 512);
 }
 
 TEST_CASE("hyper_connection_gates: near-permutation logits and large upstream gradients") {
@@ -612,7 +615,7 @@ TEST_CASE("hyper_connection_collapse and _expand: backward") {
     for (std::int64_t streams : {1, 2, 4})
       for (std::int64_t width : {1, 9, 200}) {
         if (width == 200 && n != 1) continue;
-        check_backward(collapse_case{n, streams, width}, 64);
+        for (bool add : {false, true}) check_backward(collapse_case{n, streams, width, add}, 64);
         check_backward(expand_case{n, streams, width}, 64);
       }
 }

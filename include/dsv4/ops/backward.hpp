@@ -35,7 +35,7 @@ void expect_upstream(std::string_view op, std::string_view name, const G& upstre
 
 /// Public `backward` functions end in this one line.
 template <class Op, policy P, class... Arguments>
-void dispatch_backward(const P& p, workspace& w, const Arguments&... arguments) {
+void dispatch_backward(const P& p, basic_workspace<Op::memory>& w, const Arguments&... arguments) {
   static_assert(Op::memory == P::memory,
                 "dsv4: the op's views live in another memory space than the policy's");
   static_assert(

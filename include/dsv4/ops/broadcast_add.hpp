@@ -36,7 +36,8 @@ struct broadcast_add {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     if (!g.de.data) return;
     expect_extent("broadcast_add", "de rows", g.de.extent[0], up.dy.extent[0]);
     expect_extent("broadcast_add", "de width", g.de.extent[1], up.dy.extent[2]);

@@ -54,7 +54,8 @@ struct compress_pool {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     check(in, up.dy.extent[0], up.dy.extent[1]);
     detail::expect_gradient("compress_pool", "dkv", g.dkv, in.kv);
     detail::expect_gradient("compress_pool", "dgate", g.dgate, in.gate);
@@ -106,7 +107,8 @@ struct kernel<compress_pool<T>, exec::reference> {
   static void backward(const auto&, workspace&, const typename op::inputs& in,
                        const typename op::upstream& up, const typename op::gradients& g) {
     const std::int64_t m = in.bias.extent[0], width = up.dy.extent[1], wide = in.bias.extent[1];
-    for (const auto& d : {g.dkv, g.dgate})
+    const matrix_view<T> cleared[] = {g.dkv, g.dgate};  // nvcc cannot loop over a braced list here
+    for (const auto& d : cleared)
       for (std::int64_t r = 0; r < d.extent[0]; ++r)
         for (std::int64_t c = 0; c < d.extent[1]; ++c) d(r, c) = T(0);
     std::vector<double> dbias(static_cast<std::size_t>(m * wide), 0.0);

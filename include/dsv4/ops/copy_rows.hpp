@@ -44,7 +44,8 @@ struct copy_rows {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     if (!g.dsource.data) return;
     detail::expect_gradient("copy_rows", "dsource", g.dsource, in.source);
     expect_extent("copy_rows", "dy width", up.dy.extent[1], in.source.extent[1]);

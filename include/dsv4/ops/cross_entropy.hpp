@@ -44,7 +44,7 @@ struct cross_entropy {
   };
 
   template <policy P>
-  static void forward(const P& p, workspace& w, const inputs& in, const outputs& out,
+  static void forward(const P& p, basic_workspace<S>& w, const inputs& in, const outputs& out,
                       const saved& keep = {}) {
     check(in);
     expect_extent("cross_entropy", "loss", out.loss.extent[0], in.hidden.extent[0]);
@@ -54,8 +54,8 @@ struct cross_entropy {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const saved& kept, const upstream& up,
-                       const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const saved& kept,
+                       const upstream& up, const gradients& g) {
     check(in);
     expect_extent("cross_entropy", "lse", kept.lse.extent[0], in.hidden.extent[0]);
     expect_extent("cross_entropy", "dloss", up.dloss.extent[0], in.hidden.extent[0]);

@@ -39,7 +39,8 @@ struct embedding {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     if (!g.dtable.data) return;
     expect_extent("embedding", "dx rows", up.dx.extent[0], in.tokens.extent[0]);
     expect_extent("embedding", "dx width", up.dx.extent[2], in.table.extent[1]);

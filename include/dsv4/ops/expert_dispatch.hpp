@@ -50,8 +50,8 @@ struct expert_dispatch {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const saved& kept, const upstream& up,
-                       const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const saved& kept,
+                       const upstream& up, const gradients& g) {
     const std::int64_t pairs = in.experts.extent[0] * in.experts.extent[1];
     expect_extent("expert_dispatch", "order", kept.order.extent[0], pairs);
     detail::expect_gradient("expert_dispatch", "dx", g.dx, in.x);
@@ -98,7 +98,8 @@ struct expert_combine {
 
   /// Of the inputs only `order` is read.
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     if (!g.dy.data) return;
     expect_extent("expert_combine", "dy rows", g.dy.extent[0], in.order.extent[0]);
     expect_extent("expert_combine", "dy width", g.dy.extent[1], up.dout.extent[1]);

@@ -37,7 +37,8 @@ struct hadamard {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     const std::int64_t width = up.dy.extent[1];
     expect(width > 0 && (width & (width - 1)) == 0, "hadamard", "dy width", "a power of two", width);
     detail::expect_gradient("hadamard", "dx", g.dx, up.dy);

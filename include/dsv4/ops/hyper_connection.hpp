@@ -13,7 +13,7 @@
 
 namespace dsv4 {
 /// u[t, :] = sum_i pre[t, i] X[t, i, :], the sublayer's input.
-/// backward: dpre[t, i] = du[t, :] . X[t, i, :];   dx[t, i, :] += pre[t, i] du[t, :], residual streams again.
+/// backward: dpre[t, i] = du[t, :] . X[t, i, :];   dx[t, i, :] = pre[t, i] du[t, :].
 template <class T, space S = space::host>
 struct hyper_connection_collapse {
   static constexpr space memory = S;
@@ -28,8 +28,9 @@ struct hyper_connection_collapse {
     matrix_view<const T, S> du;  // (N, D)
   };
   struct gradients {
-    tensor_view<T, S> dx;    // (N, n, D), added to
+    tensor_view<T, S> dx;    // (N, n, D)
     matrix_view<T, S> dpre;  // (N, n)
+    bool add_to_dx = false;  ///< residual streams have several readers
   };
 
   template <policy P>
@@ -41,7 +42,8 @@ struct hyper_connection_collapse {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     expect_extent("hyper_connection_collapse", "pre width", in.pre.extent[1], in.x.extent[1]);
     expect_extent("hyper_connection_collapse", "du rows", up.du.extent[0], in.x.extent[0]);
     expect_extent("hyper_connection_collapse", "du width", up.du.extent[1], in.x.extent[2]);
@@ -86,7 +88,8 @@ struct hyper_connection_expand {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     expect_extent("hyper_connection_expand", "v rows", in.v.extent[0], in.x.extent[0]);
     expect_extent("hyper_connection_expand", "v width", in.v.extent[1], in.x.extent[2]);
     detail::expect_upstream("hyper_connection_expand", "dx'", up.dx, in.x);
@@ -118,7 +121,8 @@ struct kernel<hyper_connection_collapse<T>, exec::reference> {
         for (std::int64_t c = 0; c < in.x.extent[2]; ++c) {
           dpre += double(up.du(t, c)) * double(in.x(t, i, c));
           if (g.dx.data)
-            g.dx(t, i, c) = T(double(g.dx(t, i, c)) + double(in.pre(t, i)) * double(up.du(t, c)));
+            g.dx(t, i, c) =
+                T((g.add_to_dx ? double(g.dx(t, i, c)) : 0) + double(in.pre(t, i)) * double(up.du(t, c)));
         }
         if (g.dpre.data) g.dpre(t, i) = T(dpre);
       }

@@ -23,8 +23,7 @@ namespace dsv4 {
 ///   dh_{2n+..}: back through every normalisation Y = Z / kappa, dZ = (dY - sum(dY Y)) / kappa with the sum
 ///   that made kappa, last one first, then through the softmax;
 ///   dbase += sum_t dh,   dscale += sum_t sum_{segment} dh mix,   dz = rho scale dh,
-///   dx += -x rho^3 / (n D) sum(scale dh z).
-/// dx is the gradient of residual streams: it is added to, as are the others that reach the same streams.
+///   dx = -x rho^3 / (n D) sum(scale dh z).
 template <class T, space S = space::host>
 struct hyper_connection_gates {
   static constexpr space memory = S;
@@ -48,10 +47,11 @@ struct hyper_connection_gates {
     tensor_view<const T, S> dcomb;  // (N, n, n) or empty
   };
   struct gradients {
-    tensor_view<T, S> dx;      // (N, n, D), added to
+    tensor_view<T, S> dx;      // (N, n, D)
     matrix_view<T, S> dz;      // like z
     vector_view<T, S> dbase;   // like base
     vector_view<T, S> dscale;  // like scale
+    bool add_to_dx = false;    ///< residual streams have several readers
   };
 
   template <policy P>
@@ -63,7 +63,8 @@ struct hyper_connection_gates {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     check(in);
     const std::int64_t rows = in.x.extent[0], n = in.x.extent[1];
     expect_extent("hyper_connection_gates", "dpre rows", up.dpre.extent[0], rows);
@@ -173,7 +174,7 @@ struct kernel<hyper_connection_gates<T>, exec::reference> {
       const double factor = -along * rho * rho * rho / double(n * channels);
       for (std::int64_t i = 0; g.dx.data && i < n; ++i)
         for (std::int64_t c = 0; c < channels; ++c)
-          g.dx(t, i, c) = T(double(g.dx(t, i, c)) + factor * double(in.x(t, i, c)));
+          g.dx(t, i, c) = T((g.add_to_dx ? double(g.dx(t, i, c)) : 0) + factor * double(in.x(t, i, c)));
     }
     for (std::int64_t row = 0; row < g.dbase.extent[0]; ++row)
       g.dbase(row) = T(double(g.dbase(row)) + dbase[static_cast<std::size_t>(row)]);

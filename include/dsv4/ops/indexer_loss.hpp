@@ -64,7 +64,8 @@ struct indexer_loss {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     check(in);
     expect_extent("indexer_loss", "dloss", up.dloss.extent[0], in.q.extent[0]);
     detail::expect_gradient("indexer_loss", "dindex_q", g.dindex_q, in.index_q);

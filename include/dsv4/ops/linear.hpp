@@ -43,7 +43,8 @@ struct linear {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     expect_extent("linear", "weight columns", in.weight.extent[1], in.x.extent[1]);
     expect_extent("linear", "dy rows", up.dy.extent[0], in.x.extent[0]);
     expect_extent("linear", "dy columns", up.dy.extent[1], in.weight.extent[0]);
@@ -74,7 +75,8 @@ struct batched_linear {
   };
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     expect_extent("batched_linear", "weight groups", in.weight.extent[0], in.x.extent[1]);
     expect_extent("batched_linear", "weight columns", in.weight.extent[2], in.x.extent[2]);
     expect_extent("batched_linear", "dy rows", up.dy.extent[0], in.x.extent[0]);
@@ -119,7 +121,8 @@ struct grouped_linear {
   };
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     expect_extent("grouped_linear", "offsets", in.offsets.extent[0], in.weight.extent[0] + 1);
     expect_extent("grouped_linear", "weight columns", in.weight.extent[2], in.x.extent[1]);
     expect_extent("grouped_linear", "dy rows", up.dy.extent[0], in.x.extent[0]);

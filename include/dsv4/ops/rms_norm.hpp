@@ -43,7 +43,8 @@ struct rms_norm {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     if (in.weight.data) expect_extent("rms_norm", "weight", in.weight.extent[0], in.x.extent[1]);
     detail::expect_upstream("rms_norm", "dy", up.dy, in.x);
     detail::expect_gradient("rms_norm", "dx", g.dx, in.x);

@@ -79,7 +79,8 @@ struct rope {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     expect(2 * in.frequencies.pairs <= up.dy.extent[2], "rope", "dy width",
            "at least " + std::to_string(2 * in.frequencies.pairs), up.dy.extent[2]);
     detail::expect_gradient("rope", "dx", g.dx, up.dy);

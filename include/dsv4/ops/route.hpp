@@ -60,8 +60,8 @@ struct route {
 
   /// Of the inputs only `logits` and `factor` are read.
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const saved& kept, const upstream& up,
-                       const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const saved& kept,
+                       const upstream& up, const gradients& g) {
     if (!g.dlogits.data) return;
     expect_extent("route", "experts rows", kept.experts.extent[0], in.logits.extent[0]);
     detail::expect_upstream("route", "dweights", up.dweights, kept.experts);

@@ -69,8 +69,8 @@ struct sparse_attention {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const saved& kept, const upstream& up,
-                       const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const saved& kept,
+                       const upstream& up, const gradients& g) {
     check(in);
     expect_extent("sparse_attention", "lse rows", kept.lse.extent[0], in.q.extent[0]);
     expect_extent("sparse_attention", "lse columns", kept.lse.extent[1], in.q.extent[1]);

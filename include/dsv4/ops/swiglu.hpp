@@ -49,7 +49,8 @@ struct swiglu {
   }
 
   template <policy P>
-  static void backward(const P& p, workspace& w, const inputs& in, const upstream& up, const gradients& g) {
+  static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
+                       const gradients& g) {
     detail::expect_upstream("swiglu", "up", in.up, in.gate);
     if (in.row_weight.data) expect_extent("swiglu", "row_weight", in.row_weight.extent[0], in.gate.extent[0]);
     detail::expect_upstream("swiglu", "dh", up.dh, in.gate);

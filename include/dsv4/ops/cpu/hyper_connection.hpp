@@ -43,7 +43,10 @@ struct kernel<hyper_connection_collapse<T>, exec::cpu> {
           if (!g.dx.data) continue;
           T* dx = g.dx.data + t * g.dx.stride[0] + i * g.dx.stride[1];
           const T pre = in.pre(t, i);
-          for (std::int64_t c = 0; c < width; ++c) dx[c] += pre * du[c];
+          if (g.add_to_dx)
+            for (std::int64_t c = 0; c < width; ++c) dx[c] += pre * du[c];
+          else
+            for (std::int64_t c = 0; c < width; ++c) dx[c] = pre * du[c];
         }
       }
     });

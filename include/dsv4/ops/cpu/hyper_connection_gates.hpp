@@ -148,7 +148,10 @@ struct kernel<hyper_connection_gates<T>, exec::cpu> {
     if (!g.dx.data) return;
     T* dx = g.dx.data + t * g.dx.stride[0];
     const T factor = -along * rho / T(width) * rho * rho;
-    for (std::int64_t c = 0; c < width; ++c) dx[c] += factor * x[c];
+    if (g.add_to_dx)
+      for (std::int64_t c = 0; c < width; ++c) dx[c] += factor * x[c];
+    else
+      for (std::int64_t c = 0; c < width; ++c) dx[c] = factor * x[c];
   }
 
   template <int Streams, class H>
