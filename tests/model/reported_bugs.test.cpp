@@ -142,23 +142,23 @@ struct watching {
 namespace dsv4 {
 template <class Op>
 struct kernel<Op, watching> {
-  static void forward(const watching&, const auto& in, const auto& out) {
-    kernel<Op, exec::reference>::forward(exec::reference{}, in, out);
+  static void forward(const watching&, const auto& in, const auto& out, const auto&... saved) {
+    kernel<Op, exec::reference>::forward(exec::reference{}, in, out, saved...);
   }
 };
 template <class T>
 struct kernel<rope<T>, watching> {
-  static void forward(const watching& p, const auto& in, const auto& out) {
+  static void forward(const watching& p, const auto& in, const auto& out, const auto&... saved) {
     p.to->turns.push_back({p.to->layer, in.frequencies, out.x.extent[0], out.x.extent[1], out.x.extent[2],
                            in.first_position, in.position_step, in.inverse});
-    kernel<rope<T>, exec::reference>::forward(exec::reference{}, in, out);
+    kernel<rope<T>, exec::reference>::forward(exec::reference{}, in, out, saved...);
   }
 };
 template <class T>
 struct kernel<sparse_attention<T>, watching> {
-  static void forward(const watching& p, const auto& in, const auto& out) {
+  static void forward(const watching& p, const auto& in, const auto& out, const auto&... saved) {
     p.to->products.push_back({p.to->layer, in.scale});
-    kernel<sparse_attention<T>, exec::reference>::forward(exec::reference{}, in, out);
+    kernel<sparse_attention<T>, exec::reference>::forward(exec::reference{}, in, out, saved...);
   }
 };
 }  // namespace dsv4
