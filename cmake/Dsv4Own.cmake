@@ -16,6 +16,22 @@ if(DSV4_SANITIZE)
   target_link_options(dsv4_own INTERFACE -fsanitize=address,undefined)
 endif()
 
+# The same for the GPU. The architectures are ours to name: 90a, with Hopper's own instructions, has no place in
+# CMake's list of every release.
+if(DSV4_CUDA)
+  set(CMAKE_CUDA_ARCHITECTURES OFF)
+  enable_language(CUDA)
+  set(DSV4_CUDA_ARCHITECTURES 80 90a CACHE STRING "What own programs for the GPU are compiled for")
+  add_library(dsv4_own_cuda INTERFACE)
+  target_link_libraries(dsv4_own_cuda INTERFACE dsv4::cuda dsv4::io)
+  target_compile_options(dsv4_own_cuda INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>"
+                                                 "$<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings>")
+  foreach(architecture IN LISTS DSV4_CUDA_ARCHITECTURES)
+    target_compile_options(dsv4_own_cuda INTERFACE
+      "$<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_${architecture},code=sm_${architecture}>")
+  endforeach()
+endif()
+
 # One program from one source file.
 function(dsv4_program name source)
   add_executable(${name} ${source})

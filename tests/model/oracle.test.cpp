@@ -3,74 +3,15 @@
 // indexer's Hadamard transform and FP4, FP8 KV entries, all round trips of the released models, odd widths.
 // Weights come from the rule of initialise_by_name, so that the files hold outputs only. Tolerance 1e-9: two
 // float64 programs that sum in different orders, logits below 100.
+#include "support/oracle.hpp"
+
 #include "support/catch.hpp"
-#include "support/golden.hpp"
 #include <dsv4/cpu.hpp>
 #include <dsv4/model/quantise_parameters.hpp>
 
 using namespace dsv4;
 
 namespace {
-
-constexpr model_config mtp_case = [] {
-  model_config c = testing::golden(schedule({testing::S, testing::C, testing::H}), 1);
-  c.moe.routed_scaling_factor = 2.5;
-  c.num_nextn_predict_layers = 1;
-  return c;
-}();
-
-constexpr model_config odd_case = [] {
-  model_config c = testing::golden(schedule({testing::C, testing::S, testing::H, testing::C}), 1);
-  c.vocab_size = 50;
-  c.hidden_size = 60;
-  c.attention.num_attention_heads = 6;
-  c.attention.head_dim = 20;
-  c.attention.qk_rope_head_dim = 4;
-  c.attention.q_lora_rank = 14;
-  c.attention.o_groups = 3;
-  c.attention.o_lora_rank = 10;
-  c.attention.sliding_window = 7;
-  c.attention.hca_compress_ratio = 8;
-  c.attention.index_n_heads = 5;
-  c.attention.index_head_dim = 8;
-  c.attention.index_topk = 3;
-  c.attention.rope.rope_theta = 5000;
-  c.attention.rope.compress_rope_theta = 90000;
-  c.moe.n_routed_experts = 5;
-  c.moe.moe_intermediate_size = 18;
-  c.moe.routed_scaling_factor = 1.75;
-  c.moe.swiglu_limit = 1;
-  c.hyper_connection.hc_mult = 3;
-  return c;
-}();
-
-constexpr model_config hadamard_fp4_case = [] {
-  model_config c = testing::golden(schedule({testing::C, testing::H, testing::C}), 0);
-  c.attention.index_head_dim = 32;
-  return c;
-}();
-
-constexpr model_config kv_fp8_case = [] {
-  model_config c = testing::golden(schedule({testing::S, testing::C, testing::H}), 0);
-  c.vocab_size = 64;
-  c.attention.head_dim = 160;
-  c.attention.qk_rope_head_dim = 32;
-  c.attention.index_head_dim = 64;
-  c.attention.rope.yarn_factor = 16;
-  c.attention.rope.original_max_position_embeddings = 64;
-  return c;
-}();
-
-constexpr model_config released_case = [] {
-  model_config c = kv_fp8_case;
-  c.hidden_size = 144;
-  c.attention.q_lora_rank = 40;
-  c.attention.o_lora_rank = 24;
-  c.moe.moe_intermediate_size = 48;
-  c.moe.num_hash_layers = 1;
-  c.num_nextn_predict_layers = 1;
-  return c;
-}();
 
 template <model_config Config, numerics_config Q, policy P>
 void check_oracle(const P& p, const std::string& name) {
@@ -118,11 +59,11 @@ void check_oracle(const P& p, const std::string& name) {
 
 template <policy P>
 void check_all(const P& p) {
-  check_oracle<mtp_case, numerics::float32>(p, "mtp");
-  check_oracle<odd_case, numerics::float32>(p, "odd");
-  check_oracle<hadamard_fp4_case, numerics::index_fp4>(p, "hadamard_fp4");
-  check_oracle<kv_fp8_case, numerics::kv_fp8_index_fp4>(p, "kv_fp8");
-  check_oracle<released_case, numerics::v4_released>(p, "v4_released");
+  check_oracle<testing::mtp_case, numerics::float32>(p, "mtp");
+  check_oracle<testing::odd_case, numerics::float32>(p, "odd");
+  check_oracle<testing::hadamard_fp4_case, numerics::index_fp4>(p, "hadamard_fp4");
+  check_oracle<testing::kv_fp8_case, numerics::kv_fp8_index_fp4>(p, "kv_fp8");
+  check_oracle<testing::released_case, numerics::v4_released>(p, "v4_released");
 }
 
 }  // namespace

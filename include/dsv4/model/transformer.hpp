@@ -65,9 +65,9 @@ struct transformer {
   /// and, as layer num_hidden_layers(), after the last. Throws contract_error for token ids outside the
   /// vocabulary or extents that do not fit, before any state has changed.
   template <policy P, class Observer = no_observer>
-  static void forward(const P& p, workspace& w, const model_parameters<T, Q, S>& weights, const inputs& in,
-                      const outputs& out, const Observer& observe = {}) {
-    workspace::scope scope(w);
+  static void forward(const P& p, basic_workspace<S>& w, const model_parameters<T, Q, S>& weights,
+                      const inputs& in, const outputs& out, const Observer& observe = {}) {
+    const workspace_scope scope(w);
     constexpr std::int64_t n = C.hyper_connection.hc_mult, width = C.hidden_size;
     const std::int64_t rows = count_rows(in.segments);
     expect_extent("transformer::forward", "tokens", in.tokens.extent[0], rows);
@@ -79,7 +79,7 @@ struct transformer {
     if (out.streams.data) expect_extent("transformer::forward", "streams rows", out.streams.extent[0], rows);
     if (rows == 0) return;
 
-    const auto x = out.streams.data ? out.streams : w.take<T>(rows, n, width);
+    const auto x = out.streams.data ? out.streams : take<T>(w, rows, n, width);
     embedding<T, S, typename stored::wide>::forward(p, {in.tokens, weights.embed}, {x});
     for (const segment& s : in.segments)
       for (int i = 0; i < C.num_hidden_layers(); ++i)
@@ -100,10 +100,10 @@ struct transformer {
   /// logits of position t + 2 (specification, section 11). Segments continue at their state's mtp_length(),
   /// which must stay within length(). `out.streams` are the block's own, the input of a further draft.
   template <policy P>
-  static void draft(const P& p, workspace& w, const model_parameters<T, Q, S>& weights, const inputs& in,
-                    tensor_view<const T, S> streams,
+  static void draft(const P& p, basic_workspace<S>& w, const model_parameters<T, Q, S>& weights,
+                    const inputs& in, tensor_view<const T, S> streams,
                     const outputs& out) requires(C.num_nextn_predict_layers > 0) {
-    workspace::scope scope(w);
+    const workspace_scope scope(w);
     constexpr std::int64_t n = C.hyper_connection.hc_mult, width = C.hidden_size;
     constexpr int index = C.num_hidden_layers();
     using projection = linear<T, S, typename stored::linear, typename stored::activation>;
@@ -119,17 +119,19 @@ struct transformer {
              s.tokens);
     if (rows == 0) return;
 
-    const auto x = out.streams.data ? out.streams : w.take<T>(rows, n, width);
-    const auto e = w.take<T>(rows, 1, width), projected = w.take<T>(rows, 1, width);
-    const auto normed = w.take<T>(rows * n, width);
+    const auto x = out.streams.data ? out.streams : take<T>(w, rows, n, width);
+    const auto e = take<T>(w, rows, 1, width), projected = take<T>(w, rows, 1, width);
+    const auto normed = take<T>(w, rows * n, width);
     embedding<T, S, typename stored::wide>::forward(p, {in.tokens, weights.embed}, {e});
     rms_norm<T, S>::forward(p, {e.reshape(rows, width), weights.mtp.enorm, C.rms_norm_eps},
                             {e.reshape(rows, width)});
-    projection::forward(p, {as_activation<typename stored::activation>(p, w, e.reshape(rows, width)), weights.mtp.e_proj},
-                        {projected.reshape(rows, width)});
+    projection::forward(
+        p, {as_activation<typename stored::activation>(p, w, e.reshape(rows, width)), weights.mtp.e_proj},
+        {projected.reshape(rows, width)});
     rms_norm<T, S>::forward(p, {streams.reshape(rows * n, width), weights.mtp.hnorm, C.rms_norm_eps},
                             {normed});
-    projection::forward(p, {as_activation<typename stored::activation>(p, w, normed), weights.mtp.h_proj}, {x.reshape(rows * n, width)});
+    projection::forward(p, {as_activation<typename stored::activation>(p, w, normed), weights.mtp.h_proj},
+                        {x.reshape(rows * n, width)});
     broadcast_add<T, S>::forward(p, {projected.reshape(rows, width)}, {x});
 
     const auto segments = attention_segments(in.segments, index);
@@ -161,7 +163,7 @@ struct transformer {
   }
 
   template <policy P>
-  static void layer(const P& p, workspace& w, const layer_parameters<T, Q, S>& weights,
+  static void layer(const P& p, basic_workspace<S>& w, const layer_parameters<T, Q, S>& weights,
                     std::span<const attention_segment<T, S>> segments,
                     vector_view<const std::int32_t, S> tokens, tensor_view<T, S> x) {
     hyper_connection_site<C.hyper_connection, T, S>(
@@ -175,15 +177,15 @@ struct transformer {
 
   /// Logits of the wanted rows of x.
   template <policy P>
-  static void head(const P& p, workspace& w, const model_parameters<T, Q, S>& weights,
+  static void head(const P& p, basic_workspace<S>& w, const model_parameters<T, Q, S>& weights,
                    const hyper_connection_parameters<T, S>& site, vector_view<T, S> norm, const inputs& in,
                    tensor_view<const T, S> x, matrix_view<T, S> logits) {
     if (in.rows == logit_rows::none) return;
-    workspace::scope scope(w);
+    const workspace_scope scope(w);
     constexpr std::int64_t n = C.hyper_connection.hc_mult, width = C.hidden_size;
     auto wanted = x;
     if (in.rows == logit_rows::last) {
-      const auto last = w.take<T>(logits.extent[0], n, width);
+      const auto last = take<T>(w, logits.extent[0], n, width);
       std::int64_t end = 0, kept = 0;
       for (const segment& s : in.segments) {
         end += s.tokens;
@@ -193,7 +195,7 @@ struct transformer {
       }
       wanted = last;
     }
-    const auto y = w.take<T>(wanted.extent[0], width);
+    const auto y = take<T>(w, wanted.extent[0], width);
     hyper_connection_head<C.hyper_connection, T, S>(p, w, site, norm, C.rms_norm_eps, wanted, y);
     linear<T, S, typename stored::wide>::forward(p, {y, weights.head}, {logits});
   }

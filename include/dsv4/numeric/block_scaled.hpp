@@ -34,16 +34,18 @@ struct block_scaled {
   static constexpr double smallest_amax =
       Rows == 1 && !packed ? 1e-4 : static_cast<double>(Element::max()) * 0x1p-126;
 
-  static constexpr std::int64_t scale_rows(std::int64_t rows) { return (rows + Rows - 1) / Rows; }
-  static constexpr std::int64_t scale_columns(std::int64_t columns) {
+  DSV4_HOST_DEVICE static constexpr std::int64_t scale_rows(std::int64_t rows) {
+    return (rows + Rows - 1) / Rows;
+  }
+  DSV4_HOST_DEVICE static constexpr std::int64_t scale_columns(std::int64_t columns) {
     return (columns + Columns - 1) / Columns;
   }
   /// Bytes of one row of elements.
-  static constexpr std::int64_t row_bytes(std::int64_t columns) {
+  DSV4_HOST_DEVICE static constexpr std::int64_t row_bytes(std::int64_t columns) {
     return packed ? (columns + 1) / 2 : columns;
   }
   /// Bytes of elements and scales.
-  static constexpr std::int64_t bytes(std::int64_t rows, std::int64_t columns) {
+  DSV4_HOST_DEVICE static constexpr std::int64_t bytes(std::int64_t rows, std::int64_t columns) {
     return rows * row_bytes(columns) + scale_rows(rows) * scale_columns(columns);
   }
 

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The policy that computes on an NVIDIA GPU, on one stream.
+#pragma once
+
+#include <dsv4/exec/cuda_error.cuh>
+#include <dsv4/exec/cuda_matmul.cuh>
+#include <dsv4/exec/cuda_memory.cuh>
+#include <dsv4/exec/policy.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cuda_runtime.h>
+#include <memory>
+#include <source_location>
+#include <string_view>
+
+namespace dsv4::exec {
+
+/// What a launcher asks of the device.
+struct cuda_device {
+  int index = 0;
+  int major = 0, minor = 0;  ///< compute capability
+  int multiprocessors = 0;
+  std::size_t shared_memory_per_block = 0;  ///< the most that a block can ask for
+  std::size_t l2_bytes = 0;
+
+  /// Of the current device. Throws cuda_error where there is none, or too old a driver.
+  static cuda_device current(const std::source_location& at = std::source_location::current()) {
+    detail::expect_cuda_device(at);
+    cuda_device d;
+    detail::check_cuda(cudaGetDevice(&d.index), "exec::cuda", at);
+    const auto get = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      detail::check_cuda(cudaDeviceGetAttribute(&value, attribute, d.index), "exec::cuda", at);
+      return value;
+    };
+    d.major = get(cudaDevAttrComputeCapabilityMajor), d.minor = get(cudaDevAttrComputeCapabilityMinor);
+    d.multiprocessors = get(cudaDevAttrMultiProcessorCount);
+    d.shared_memory_per_block = static_cast<std::size_t>(get(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+    d.l2_bytes = static_cast<std::size_t>(get(cudaDevAttrL2CacheSize));
+    return d;
+  }
+};
+
+/// Runs on one stream of the current device. Every op returns once its kernels are queued: nothing here waits
+/// for the device or allocates, so a stream of ops can be captured into a CUDA graph (after one call outside
+/// of a capture, which loads the kernels). A cheap handle: copies share stream and scratch memory, so use one
+/// policy per stream. Results are the same, bit for bit, in every run on the same device.
+class cuda {
+ public:
+  static constexpr space memory = space::device;
+  static constexpr std::string_view name = "cuda";
+
+  struct options {
+    std::size_t scratch_bytes = std::size_t{64} << 20;  ///< for split sums; allocated here, once
+    /// Wait after every launch, so that an error of a kernel names the op that ran it.
+    bool check_every_launch = false;
+  };
+
+  /// With a stream of its own. Throws cuda_error where there is no GPU, or too old a driver.
+  explicit cuda(const options& o = default_options(),
+                const std::source_location& at = std::source_location::current())
+      : context_(std::make_shared<context>(nullptr, true, o, at)) {}
+  /// On the caller's stream, which must outlive the policy.
+  explicit cuda(cudaStream_t stream, const options& o = default_options(),
+                const std::source_location& at = std::source_location::current())
+      : context_(std::make_shared<context>(stream, false, o, at)) {}
+
+  cudaStream_t stream() const { return context_->stream; }
+  const cuda_device& device() const { return context_->device; }
+  /// Memory for one op at a time: what it holds is gone when the next op begins.
+  std::byte* scratch() const { return context_->scratch.data(); }
+  std::size_t scratch_bytes() const { return static_cast<std::size_t>(context_->scratch.size()); }
+
+  /// Waits for all that was queued. Throws cuda_error when a kernel failed.
+  void synchronise(const std::source_location& at = std::source_location::current()) const {
+    detail::check_cuda(cudaStreamSynchronize(stream()), "exec::cuda::synchronise", at);
+  }
+
+  /// Queues kernel<<<grid, block, shared>>>(arguments...) for the op `where`; an empty grid is no launch.
+  template <class... Parameters, class... Arguments>
+  void launch(std::string_view where, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+              std::size_t shared, Arguments&&... arguments) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    if (shared > (std::size_t{48} << 10))
+      detail::check_cuda(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+          where);
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared;
+    config.stream = stream();
+    detail::check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
+    if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
+  }
+
+  /// y = x weight^T for dense matrices of types that cuBLAS multiplies; see cuda_matmul::run.
+  bool matmul(std::string_view where, const cuda_matmul::problem& m) const {
+    const bool queued = context_->matmul.run(where, m, stream(), scratch(), scratch_bytes());
+    if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
+    return queued;
+  }
+
+ private:
+  // A default argument may not use the defaults of a nested class before the outer one is complete.
+  static options default_options();
+
+  struct context {
+    context(cudaStream_t s, bool own, const options& o, const std::source_location& at)
+        : device(cuda_device::current(at)),
+          stream(s),
+          owns_stream(own),
+          check_every_launch(o.check_every_launch),
+          scratch(static_cast<std::int64_t>(o.scratch_bytes)) {
+      if (own)
+        detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "exec::cuda", at);
+    }
+    context(const context&) = delete;
+    context& operator=(const context&) = delete;
+    ~context() {
+      if (owns_stream) cudaStreamDestroy(stream);
+    }
+    cuda_device device;
+    cudaStream_t stream;
+    bool owns_stream, check_every_launch;
+    device_buffer<std::byte> scratch;
+    cuda_matmul matmul;
+  };
+  std::shared_ptr<context> context_;
+};
+
+inline cuda::options cuda::default_options() { return {}; }
+
+}  // namespace dsv4::exec

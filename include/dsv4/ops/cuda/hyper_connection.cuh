@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Hyper-connections on the GPU: gates with Sinkhorn in shared memory, collapse, expansion.
+#pragma once
+
+#include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/hyper_connection.hpp>
+
+namespace dsv4 {
+
+namespace detail {
+inline constexpr int most_streams = 16;
+
+/// The Sinkhorn passes over an n x n matrix: thread j n + k brings entry (j, k) and takes its result; threads
+/// from n n on only keep the others company at `barrier`. `m` and `work` hold n n entries.
+template <class A, class Barrier>
+__device__ A sinkhorn(A value, A* m, A* work, int n, int iterations, A eps, const Barrier& barrier) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool inside = thread < n * n;
+  const int own = inside ? thread : 0, j = own / n, k = own % n;
+  if (inside) m[own] = value;
+  barrier();
+  A top = m[j * n], sum = 0;
+  for (int i = 1; i < n; ++i) top = m[j * n + i] > top ? m[j * n + i] : top;
+  for (int i = 0; i < n; ++i) sum += exp(m[j * n + i] - top);
+  value = exp(value - top) / sum + eps;
+  barrier();
+  for (int iteration = 0; iteration < iterations; ++iteration) {
+    if (iteration > 0) {  // rows; the softmax was the first row pass
+      if (inside) work[own] = value;
+      barrier();
+      sum = eps;
+      for (int i = 0; i < n; ++i) sum += work[j * n + i];
+      value /= sum;
+    }
+    if (inside) m[own] = value;  // columns
+    barrier();
+    sum = eps;
+    for (int i = 0; i < n; ++i) sum += m[i * n + k];
+    value /= sum;
+  }
+  return value;
+}
+
+/// One block per token.
+template <class T>
+__global__ void __launch_bounds__(256)
+    hyper_connection_gates_kernel(tensor_view<const T, space::device> x,
+                                  matrix_view<const T, space::device> z,
+                                  vector_view<const T, space::device> base,
+                                  vector_view<const T, space::device> scale, double norm_eps, double eps_,
+                                  int iterations, matrix_view<T, space::device> pre,
+                                  matrix_view<T, space::device> post, tensor_view<T, space::device> comb) {
+  using A = accumulator<T>;
+  __shared__ A partial[8], m[most_streams * most_streams], work[most_streams * most_streams];
+  const std::int64_t t = blockIdx.x;
+  const int n = static_cast<int>(x.extent[1]), own = static_cast<int>(threadIdx.x);
+  const A eps = static_cast<A>(eps_);
+  A squares = 0;
+  for (int i = 0; i < n; ++i)
+    for (std::int64_t c = own; c < x.extent[2]; c += 256) {
+      const A v = widened<A>(x(t, i, c));
+      squares += v * v;
+    }
+  squares = block_sum(squares, partial);
+  const A rho = A(1) / sqrt(squares / static_cast<A>(n * x.extent[2]) + static_cast<A>(norm_eps));
+  const auto h = [&](int row, int segment) {
+    return widened<A>(z(t, row)) * rho * widened<A>(scale(segment)) + widened<A>(base(row));
+  };
+  const auto sigmoid = [](A v) { return A(1) / (A(1) + exp(-v)); };
+  if (own < n) pre(t, own) = narrowed<T>(sigmoid(h(own, 0)) + eps);
+  if (scale.extent[0] == 1) return;
+  if (own < n) post(t, own) = narrowed<T>(2 * sigmoid(h(n + own, 1)));
+  const int participants = (n * n + 31) / 32 * 32;
+  if (own >= participants) return;
+  const A entry = own < n * n ? h(2 * n + own, 2) : A(0);
+  const A result = participants == 32
+                       ? sinkhorn(entry, m, work, n, iterations, eps, [] { __syncwarp(); })
+                       : sinkhorn(entry, m, work, n, iterations, eps, [participants] {
+                           asm volatile("barrier.sync.aligned 1, %0;" ::"r"(participants) : "memory");
+                         });
+  if (own < n * n) comb(t, own / n, own % n) = narrowed<T>(result);
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    hyper_connection_collapse_kernel(tensor_view<const T, space::device> x,
+                                     matrix_view<const T, space::device> pre,
+                                     matrix_view<T, space::device> u) {
+  using A = accumulator<T>;
+  using P = pack<T, N>;
+  const std::int64_t t = blockIdx.x, packs = u.extent[1] / N;
+  for (std::int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
+    A sum[N] = {};
+    for (std::int64_t s = 0; s < x.extent[1]; ++s) {
+      const A weight = widened<A>(pre(t, s));
+      const P v = *reinterpret_cast<const P*>(&x(t, s, i * N));
+#pragma unroll
+      for (int c = 0; c < N; ++c) sum[c] += weight * widened<A>(v.value[c]);
+    }
+    P result;
+#pragma unroll
+    for (int c = 0; c < N; ++c) result.value[c] = narrowed<T>(sum[c]);
+    *reinterpret_cast<P*>(&u(t, i * N)) = result;
+  }
+}
+
+/// All streams of a channel are read before one is written, so x may be out.
+template <class T, int N, int Streams>
+__global__ void __launch_bounds__(256)
+    hyper_connection_expand_kernel(tensor_view<const T, space::device> x,
+                                   matrix_view<const T, space::device> v,
+                                   matrix_view<const T, space::device> post,
+                                   tensor_view<const T, space::device> comb,
+                                   tensor_view<T, space::device> out) {
+  using A = accumulator<T>;
+  using P = pack<T, N>;
+  __shared__ A mix[Streams + 1][Streams];  // the last row is post
+  const std::int64_t t = blockIdx.x, packs = x.extent[2] / N;
+  const int n = static_cast<int>(x.extent[1]);
+  for (int i = static_cast<int>(threadIdx.x); i < (Streams + 1) * Streams;
+       i += static_cast<int>(blockDim.x)) {
+    const int j = i / Streams, k = i % Streams;
+    mix[j][k] = k >= n         ? A(0)
+                : j == Streams ? widened<A>(post(t, k))
+                : j < n        ? widened<A>(comb(t, j, k))
+                               : A(0);
+  }
+  __syncthreads();
+  for (std::int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
+    const P y = *reinterpret_cast<const P*>(&v(t, i * N));
+    P in[Streams];
+#pragma unroll
+    for (int j = 0; j < Streams; ++j)
+      if (j < n) in[j] = *reinterpret_cast<const P*>(&x(t, j, i * N));
+#pragma unroll
+    for (int k = 0; k < Streams; ++k) {
+      if (k >= n) break;
+      P result;
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        A sum = mix[Streams][k] * widened<A>(y.value[c]);
+#pragma unroll
+        for (int j = 0; j < Streams; ++j)
+          if (j < n) sum += mix[j][k] * widened<A>(in[j].value[c]);
+        result.value[c] = narrowed<T>(sum);
+      }
+      *reinterpret_cast<P*>(&out(t, k, i * N)) = result;
+    }
+  }
+}
+}  // namespace detail
+
+template <class T>
+struct kernel<hyper_connection_gates<T, space::device>, exec::cuda> {
+  using op = hyper_connection_gates<T, space::device>;
+  static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    expect(in.x.extent[1] <= detail::most_streams, "hyper_connection_gates", "x streams", "at most 16",
+           in.x.extent[1]);
+    p.launch("hyper_connection_gates", detail::hyper_connection_gates_kernel<T>,
+             dim3(static_cast<unsigned>(in.x.extent[0])), 256, 0, in.x, in.z, in.base, in.scale, in.norm_eps,
+             in.eps, in.sinkhorn_iters, out.pre, out.post, out.comb);
+  }
+};
+
+template <class T>
+struct kernel<hyper_connection_collapse<T, space::device>, exec::cuda> {
+  using op = hyper_connection_collapse<T, space::device>;
+  static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    const auto run = [&](auto kernel) {
+      p.launch("hyper_connection_collapse", kernel, dim3(static_cast<unsigned>(in.x.extent[0])), 256, 0, in.x,
+               in.pre, out.u);
+    };
+    if (detail::all_vectorisable(in.x, out.u))
+      run(detail::hyper_connection_collapse_kernel<T, detail::vector_width<T>>);
+    else
+      run(detail::hyper_connection_collapse_kernel<T, 1>);
+  }
+};
+
+template <class T>
+struct kernel<hyper_connection_expand<T, space::device>, exec::cuda> {
+  using op = hyper_connection_expand<T, space::device>;
+  static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    constexpr int n = detail::vector_width<T>;
+    expect(in.x.extent[1] <= detail::most_streams, "hyper_connection_expand", "x streams", "at most 16",
+           in.x.extent[1]);
+    const auto run = [&](auto kernel) {
+      p.launch("hyper_connection_expand", kernel, dim3(static_cast<unsigned>(in.x.extent[0])), 256, 0, in.x,
+               in.v, in.post, in.comb, out.x);
+    };
+    const bool few = in.x.extent[1] <= 4;
+    if (detail::all_vectorisable(in.x, in.v, out.x) && few)
+      run(detail::hyper_connection_expand_kernel<T, n, 4>);
+    else if (few)
+      run(detail::hyper_connection_expand_kernel<T, 1, 4>);
+    else
+      run(detail::hyper_connection_expand_kernel<T, 1, detail::most_streams>);
+  }
+};
+
+}  // namespace dsv4

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The expert router on the GPU: one warp per token.
+#pragma once
+
+#include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/route.hpp>
+
+namespace dsv4 {
+
+namespace detail {
+/// route::score. In double, as on the host: selection compares scores that may be equal but for rounding.
+__device__ __forceinline__ double route_score(double x) {
+  return sqrt(x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)));
+}
+
+/// A kernel cannot throw: a token or table entry out of range gives expert 0 with weight NaN.
+template <class T>
+__global__ void __launch_bounds__(128)
+    route_kernel(matrix_view<const T, space::device> logits, vector_view<const T, space::device> bias,
+                 matrix_view<const std::int32_t, space::device> table,
+                 vector_view<const std::int32_t, space::device> tokens, double factor,
+                 matrix_view<std::int32_t, space::device> experts, matrix_view<T, space::device> weights) {
+  using A = accumulator<T>;
+  extern __shared__ __align__(16) unsigned char memory[];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const std::int64_t t = std::int64_t{blockIdx.x} * 4 + warp, n = logits.extent[1];
+  const std::int64_t k = experts.extent[1];
+  if (t >= logits.extent[0]) return;
+  bool good = true;
+  if (table.data) {
+    const std::int64_t id = tokens(t);
+    good = id >= 0 && id < table.extent[0];
+    for (std::int64_t j = lane; j < k; j += 32) {
+      const std::int32_t e = good ? table(id, j) : 0;
+      good = good && e >= 0 && e < n;
+      experts(t, j) = e >= 0 && e < n ? e : 0;
+    }
+    good = __all_sync(0xffffffffu, good);
+  } else {
+    A* const key = reinterpret_cast<A*>(memory) + warp * n;
+    const A taken = -infinity<A>;
+    for (std::int64_t e = lane; e < n; e += 32)
+      key[e] = widened<A>(narrowed<T>(route_score(widened<double>(logits(t, e))))) + widened<A>(bias(e));
+    for (std::int64_t j = 0; j < k; ++j) {
+      // The lane's best, then the warp's; ties to the lower expert. What is left once scores are gone (NaN
+      // or -infinity) goes in order of number.
+      A best = taken;
+      int at = -1;
+      __syncwarp();
+      for (std::int64_t e = lane; e < n; e += 32) {
+        if (key[e] > best) best = key[e], at = static_cast<int>(e);
+      }
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) {
+        const A other = __shfl_xor_sync(0xffffffffu, best, step);
+        const int other_at = __shfl_xor_sync(0xffffffffu, at, step);
+        if (other_at >= 0 && (at < 0 || other > best || (other == best && other_at < at)))
+          best = other, at = other_at;
+      }
+      if (at < 0) at = static_cast<int>(j < n ? j : 0), good = false;
+      if (lane == 0) {
+        experts(t, j) = at;
+        key[at] = taken;
+      }
+    }
+  }
+  __syncwarp();
+  double sum = 0;
+  for (std::int64_t j = lane; j < k; j += 32) sum += route_score(widened<double>(logits(t, experts(t, j))));
+  sum = warp_sum(sum);
+  for (std::int64_t j = lane; j < k; j += 32) {
+    const double s = route_score(widened<double>(logits(t, experts(t, j))));
+    weights(t, j) = narrowed<T>(good ? (sum > 0    ? s / sum * factor
+                                        : sum == 0 ? 0.0
+                                                   : sum)
+                                     : not_a_number<double>);
+  }
+}
+}  // namespace detail
+
+template <class T>
+struct kernel<route<T, space::device>, exec::cuda> {
+  using op = route<T, space::device>;
+  static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    const std::size_t bytes =
+        4 * static_cast<std::size_t>(in.logits.extent[1]) * sizeof(detail::accumulator<T>);
+    expect(bytes <= p.device().shared_memory_per_block, "route", "logits width",
+           "as many experts as fit in shared memory", in.logits.extent[1]);
+    p.launch("route", detail::route_kernel<T>,
+             dim3(static_cast<unsigned>(detail::ceil_div(in.logits.extent[0], 4))), 128, bytes, in.logits,
+             in.bias, in.table, in.tokens, in.factor, out.experts, out.weights);
+  }
+};
+
+}  // namespace dsv4

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Clamped SwiGLU on the GPU.
+#pragma once
+
+#include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/swiglu.hpp>
+
+namespace dsv4 {
+
+namespace detail {
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    swiglu_kernel(matrix_view<const T, space::device> gate, matrix_view<const T, space::device> up,
+                  vector_view<const T, space::device> row_weight, double limit_,
+                  matrix_view<T, space::device> h) {
+  using A = accumulator<T>;
+  using P = pack<T, N>;
+  const A limit = static_cast<A>(limit_);
+  const std::int64_t packs = gate.extent[1] / N, count = gate.extent[0] * packs;
+  for (std::int64_t i = global_thread(); i < count; i += global_threads()) {
+    const std::int64_t r = i / packs, c = i % packs * N;
+    P g = *reinterpret_cast<const P*>(&gate(r, c));
+    const P u = *reinterpret_cast<const P*>(&up(r, c));
+    const A weight = row_weight.data ? widened<A>(row_weight(r)) : A(1);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      // Comparisons that are false for NaN keep it.
+      A a = widened<A>(g.value[j]), b = widened<A>(u.value[j]);
+      a = a > limit ? limit : a;
+      b = b > limit ? limit : b < -limit ? -limit : b;
+      g.value[j] = narrowed<T>(a / (A(1) + exp(-a)) * b * weight);
+    }
+    *reinterpret_cast<P*>(&h(r, c)) = g;
+  }
+}
+}  // namespace detail
+
+template <class T>
+struct kernel<swiglu<T, space::device>, exec::cuda> {
+  using op = swiglu<T, space::device>;
+  static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    constexpr int n = detail::vector_width<T>;
+    const auto run = [&](auto kernel, int width) {
+      p.launch("swiglu", kernel, detail::loop_grid(p, out.h.size() / width, 256), 256, 0, in.gate, in.up,
+               in.row_weight, in.limit, out.h);
+    };
+    if (detail::all_vectorisable(in.gate, in.up, out.h))
+      run(detail::swiglu_kernel<T, n>, n);
+    else
+      run(detail::swiglu_kernel<T, 1>, 1);
+  }
+};
+
+}  // namespace dsv4

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// The policy itself: memory, streams, errors, graphs.
+#include "support/device.cuh"
+#include <dsv4/ops/cuda/linear.cuh>
+#include <dsv4/ops/cuda/rms_norm.cuh>
+
+#include <string>
+
+using namespace dsv4;
+using namespace dsv4::testing;
+
+TEST_CASE("a buffer is zeroed, also for streams that do not wait for the default one") {
+  const exec::cuda own;
+  for (int i = 0; i < 20; ++i) {
+    const device_buffer<float> b(1 << 20);
+    const auto h = to_host(own.stream(), b);
+    bool zero = true;
+    for (float v : h) zero = zero && v == 0;
+    CHECK(zero);
+  }
+  CHECK(device_buffer<float>().size() == 0);
+  CHECK(device_buffer<float>(0).data() == nullptr);
+}
+
+TEST_CASE("a device workspace repeats without growing") {
+  device_workspace w;
+  for (int i = 0; i < 3; ++i) {
+    const workspace_scope scope(w);
+    const auto a = take<float>(w, 3, 100), b = take<float>(w, 3, 100);
+    CHECK(b.data >= a.data + 300);
+    CHECK(reinterpret_cast<std::uintptr_t>(b.data) % 256 == 0);
+    CHECK(w.capacity() == std::size_t{1} << 20);
+  }
+}
+
+TEST_CASE("errors name the op, the reason and the place") {
+  const exec::cuda p;
+  const device_buffer<float> x(16);
+  const auto launch = [&](unsigned threads) {
+    p.launch("test op", detail::rms_norm_kernel<float, 1, 32>, dim3(1), threads, 0,
+             matrix_view<const float, D>(x.data(), 1, 16), vector_view<const float, D>{}, 1e-6,
+             matrix_view<float, D>{});
+  };
+  try {
+    launch(4096);
+    FAIL("a block of 4096 threads was launched");
+  } catch (const cuda_error& e) {
+    CHECK_THAT(e.what(), contains("test op"));
+    CHECK_THAT(e.what(), contains("invalid"));
+    CHECK_THAT(e.what(), contains("cuda.cuh:"));
+  }
+  cudaGetLastError();
+  CHECK_THROWS_AS((rms_norm<float, D>::forward(p, {x.as(1, 16), x.as(8), 1e-6}, {})), contract_error);
+}
+
+TEST_CASE("ops are captured into a graph and replayed with other inputs") {
+  const exec::cuda p;
+  auto x = random<float>(8 * 64), w = random<float>(32 * 64, 2), y = poison<float>(8 * 32),
+       want = poison<float>(8 * 32);
+  device_buffer<float> normed(8 * 64);
+  const auto run = [&](device_buffer<float>& to) {
+    rms_norm<float, D>::forward(p, {x.d(8, 64), {}, 1e-6}, {normed.as(8, 64)});
+    linear<float, D>::forward(p, {normed.as(8, 64), w.d(32, 64)}, {to.as(8, 32)});
+  };
+  run(want.device);
+  p.synchronise();
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  detail::check_cuda(cudaStreamBeginCapture(p.stream(), cudaStreamCaptureModeGlobal), "test");
+  run(y.device);
+  detail::check_cuda(cudaStreamEndCapture(p.stream(), &graph), "test");
+  detail::check_cuda(cudaGraphInstantiate(&ready, graph, 0), "test");
+  CHECK(std::isnan(y.fetch()[0]));  // captured, not run
+  for (int i = 0; i < 2; ++i) {
+    detail::check_cuda(cudaGraphLaunch(ready, p.stream()), "test");
+    p.synchronise();
+    CHECK(same_bytes(y.fetch(), to_host(p.stream(), want.device)));
+    const auto other = random<float>(8 * 64, 9);
+    copy_elements(p.stream(), other.host.data(), x.device.data(), 8 * 64);
+    run(want.device);
+    p.synchronise();
+  }
+  cudaGraphExecDestroy(ready);
+  cudaGraphDestroy(graph);
+}
+
+TEST_CASE("two policies on two streams do not disturb each other") {
+  const exec::cuda a, b;
+  CHECK(a.stream() != b.stream());
+  CHECK(a.scratch() != b.scratch());
+  auto x = random<float>(300 * 512), w = random<float>(256 * 512, 2);
+  device_buffer<float> ya(300 * 256), yb(300 * 256);
+  for (int i = 0; i < 20; ++i) {
+    linear<float, D>::forward(a, {x.d(300, 512), w.d(256, 512)}, {ya.as(300, 256)});
+    linear<float, D>::forward(b, {x.d(300, 512), w.d(256, 512)}, {yb.as(300, 256)});
+  }
+  CHECK(same_bytes(to_host(a.stream(), ya), to_host(b.stream(), yb)));
+  CHECK(a.device().multiprocessors > 0);
+}

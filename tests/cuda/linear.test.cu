@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/device.cuh"
+#include <dsv4/ops/cuda/linear.cuh>
+#include <dsv4/ops/cuda/quantise.cuh>
+
+using namespace dsv4;
+using namespace dsv4::testing;
+
+namespace {
+
+// Sums of products of numbers in [-1, 1), `inner` of them: the reference adds in double. The accumulator
+// rounds each partial sum, of magnitude sqrt(inner) / 3: errors add up like a random walk of `inner` steps,
+// times four for the worst element.
+template <class T>
+double sum_tolerance(std::int64_t inner) {
+  return tolerance<T>(4 * double(inner) / 3);
+}
+
+template <class T, class W, class X>
+void check_linear(std::int64_t rows, std::int64_t inner, std::int64_t columns) {
+  INFO(rows << " x " << inner << " x " << columns);
+  auto x = random<X>(rows * (inner + 8), 1);
+  auto w = random<W>(columns * (inner + 16), 2);
+  auto y = poison<T>(rows * columns);
+  linear<T, space::host, W, X>::forward(
+      exec::reference{}, {x.h(rows, inner + 8).columns(0, inner), w.h(columns, inner + 16).columns(8, inner)},
+      {y.h(rows, columns)});
+  check_close(y, sum_tolerance<T>(inner), [&] {
+    linear<T, D, W, X>::forward(
+        gpu(), {x.d(rows, inner + 8).columns(0, inner), w.d(columns, inner + 16).columns(8, inner)},
+        {y.d(rows, columns)});
+  });
+}
+
+/// A matrix in format F on both sides, or of scalars.
+template <class F>
+struct stored {
+  std::int64_t rows, columns;
+  twin<std::uint8_t> codes;
+  twin<e8m0> scales;
+  stored(std::int64_t r, std::int64_t c, std::uint64_t seed)
+      : rows(r),
+        columns(c),
+        codes(buffer<std::uint8_t>(r * F::row_bytes(c))),
+        scales(buffer<e8m0>(F::scale_rows(r) * F::scale_columns(c))) {
+    auto x = random<float>(r * c, seed);
+    quantise<F, float>::forward(exec::reference{}, {x.h(r, c)},
+                                {block_scaled_matrix<F>(codes.host.data(), scales.host.data(), r, c)});
+    codes.device = to_device(gpu().stream(), codes.host);
+    scales.device = to_device(gpu().stream(), scales.host);
+  }
+  auto h() { return block_scaled_matrix<F>(codes.host.data(), scales.host.data(), rows, columns); }
+  auto d() { return block_scaled_matrix<F, D>(codes.device.data(), scales.device.data(), rows, columns); }
+};
+
+template <class T, class W, class X>
+void check_stored(std::int64_t rows, std::int64_t inner, std::int64_t columns) {
+  INFO(rows << " x " << inner << " x " << columns);
+  stored<W> w(columns, inner, 2);
+  auto y = poison<T>(rows * columns);
+  const auto both = [&](auto hx, auto dx) {
+    linear<T, space::host, W, X>::forward(exec::reference{}, {hx, w.h()}, {y.h(rows, columns)});
+    check_close(y, sum_tolerance<T>(inner), [&] {
+      linear<T, D, W, X>::forward(gpu(), {dx, w.d()}, {y.d(rows, columns)});
+    });
+  };
+  if constexpr (block_format<X>) {
+    stored<X> x(rows, inner, 1);
+    both(x.h(), x.d());
+  } else {
+    auto x = random<X>(rows * inner, 1);
+    both(x.h(rows, inner), x.d(rows, inner));
+  }
+}
+
+template <class T>
+void check_batched(std::int64_t rows, std::int64_t groups, std::int64_t inner, std::int64_t columns) {
+  INFO(rows << " x " << groups << " x " << inner << " x " << columns);
+  auto x = random<T>(rows * groups * inner, 1), w = random<T>(groups * columns * inner, 2);
+  auto y = poison<T>(rows * groups * columns);
+  batched_linear<T>::forward(exec::reference{}, {x.h(rows, groups, inner), w.h(groups, columns, inner)},
+                             {y.h(rows, groups, columns)});
+  check_close(y, sum_tolerance<T>(inner), [&] {
+    batched_linear<T, D>::forward(gpu(), {x.d(rows, groups, inner), w.d(groups, columns, inner)},
+                                  {y.d(rows, groups, columns)});
+  });
+}
+
+twin<std::int64_t> make_offsets(std::int64_t rows, std::int64_t experts) {
+  buffer<std::int64_t> b(experts + 1);
+  for (std::int64_t e = 1; e < experts; ++e)  // uneven, some empty
+    b[e] = std::min(rows, b[e - 1] + (e % 3 == 0 ? 0 : rows * 2 / experts * (e % 2)));
+  b[experts] = rows;
+  return twin<std::int64_t>(std::move(b));
+}
+
+template <class T>
+void check_grouped(std::int64_t rows, std::int64_t experts, std::int64_t inner, std::int64_t columns) {
+  INFO(rows << " rows, " << experts << " experts, " << inner << " x " << columns);
+  auto offsets = make_offsets(rows, experts);
+  auto x = random<T>(rows * inner, 1), w = random<T>(experts * columns * inner, 2),
+       y = poison<T>(rows * columns);
+  grouped_linear<T>::forward(exec::reference{},
+                             {x.h(rows, inner), offsets.h(experts + 1), w.h(experts, columns, inner)},
+                             {y.h(rows, columns)});
+  check_close(y, sum_tolerance<T>(inner), [&] {
+    grouped_linear<T, D>::forward(gpu(),
+                                  {x.d(rows, inner), offsets.d(experts + 1), w.d(experts, columns, inner)},
+                                  {y.d(rows, columns)});
+  });
+}
+
+template <class T, class W, class X>
+void check_grouped_stored(std::int64_t rows, std::int64_t experts, std::int64_t inner, std::int64_t columns) {
+  INFO(rows << " rows, " << experts << " experts, " << inner << " x " << columns);
+  auto offsets = make_offsets(rows, experts);
+  std::vector<stored<W>> w;
+  std::vector<block_scaled_matrix<const W>> hw;
+  buffer<block_scaled_matrix<const W, D>> dw(experts);
+  for (std::int64_t e = 0; e < experts; ++e) {
+    w.emplace_back(columns, inner, std::uint64_t(e) + 2);
+    hw.push_back(w.back().h());
+    dw[e] = w.back().d();
+  }
+  const auto table = to_device(gpu().stream(), dw);
+  block_scaled_stack<const W> hs;
+  block_scaled_stack<const W, D> ds;
+  hs.matrices = hw.data(), ds.matrices = table.data();
+  hs.extent[0] = ds.extent[0] = experts, hs.extent[1] = ds.extent[1] = columns;
+  hs.extent[2] = ds.extent[2] = inner;
+  stored<X> x(rows, inner, 1);
+  auto y = poison<T>(rows * columns);
+  grouped_linear<T, space::host, W, X>::forward(exec::reference{}, {x.h(), offsets.h(experts + 1), hs},
+                                                {y.h(rows, columns)});
+  check_close(y, sum_tolerance<T>(inner), [&] {
+    grouped_linear<T, D, W, X>::forward(gpu(), {x.d(), offsets.d(experts + 1), ds}, {y.d(rows, columns)});
+  });
+}
+
+}  // namespace
+
+TEST_CASE("linear: cuda equals reference, strided rows, every pair of types") {
+  for (const std::int64_t rows : {1, 2, 7, 65})
+    for (const std::int64_t inner : {1, 24, 33, 512})
+      for (const std::int64_t columns : {1, 24, 96, 130}) {
+        check_linear<float, float, float>(rows, inner, columns);
+        check_linear<double, double, double>(rows, inner, columns);
+        check_linear<bf16, bf16, bf16>(rows, inner, columns);
+        check_linear<float, bf16, bf16>(rows, inner, columns);
+        check_linear<float, bf16, float>(rows, inner, columns);
+      }
+}
+
+TEST_CASE("linear: block-scaled weights and inputs, cuda equals reference") {
+  for (const std::int64_t rows : {1, 5, 66})
+    for (const std::int64_t inner : {32, 96, 300})
+      for (const std::int64_t columns : {24, 130}) {
+        check_stored<float, fp8_weight, float>(rows, inner, columns);
+        check_stored<float, fp8_weight, fp8_activation>(rows, inner, columns);
+        check_stored<float, mxfp4, fp8_activation>(rows, inner, columns);
+        check_stored<double, mxfp4, double>(rows, inner, columns);
+        check_stored<bf16, fp8_weight, fp8_activation>(rows, inner, columns);
+        check_stored<bf16, mxfp4, fp8_activation>(rows, inner, columns);
+        check_stored<bf16, mxfp4, bf16>(rows, inner, columns);
+      }
+}
+
+TEMPLATE_TEST_CASE("batched_linear and grouped_linear: cuda equals reference", "", float, double, bf16) {
+  for (const std::int64_t rows : {1, 3, 67}) {
+    check_batched<TestType>(rows, 1, 64, 32);
+    check_batched<TestType>(rows, 3, 33, 17);
+    check_batched<TestType>(rows, 8, 128, 96);
+    check_grouped<TestType>(rows, 1, 64, 32);
+    check_grouped<TestType>(rows, 8, 64, 96);
+    check_grouped<TestType>(4 * rows, 17, 33, 130);
+  }
+}
+
+TEST_CASE("grouped_linear: block-scaled experts, cuda equals reference") {
+  for (const std::int64_t rows : {1, 3, 150}) {
+    check_grouped_stored<float, mxfp4, fp8_activation>(rows, 8, 96, 130);
+    check_grouped_stored<float, fp8_weight, fp8_activation>(rows, 5, 300, 64);
+    check_grouped_stored<bf16, mxfp4, fp8_activation>(rows, 8, 128, 64);
+  }
+}
