@@ -239,9 +239,9 @@ TEMPLATE_TEST_CASE("every instruction set of this machine computes the matrix ke
             same = same && d.gaps_untouched();
             for (std::int64_t i = 0; i < m; ++i) same = same && same_bits(&d.view(i, 0), &c.view(i, 0), n);
           };
-          check_same(kernels.gemm_tn, at);
-          check_same(kernels.block_nn, a, scratch.data());
-          check_same(kernels.block_tn, at, scratch.data());
+          check_same([&](auto... given) { kernels.gemm_tn(given...); }, at);
+          check_same([&](auto... given) { kernels.template block<false>(given...); }, a, scratch.data());
+          check_same([&](auto... given) { kernels.template block<true>(given...); }, at, scratch.data());
           CHECK(same);
 
           std::vector<T> sums(static_cast<std::size_t>(n) + 1, T(77));

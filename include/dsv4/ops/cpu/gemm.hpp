@@ -36,15 +36,69 @@ inline bool supported(instruction_set set) {
   return set == instruction_set::portable;
 }
 
+#if !DSV4_X86_KERNELS
+namespace avx2 = portable;
+namespace avx512 = portable;
+#endif
+
+/// Single-threaded kernels on raw row-major arrays, of one instruction set, which must be supported. What
+/// each computes, and of which arguments, is told in gemm_tile.hpp. A kernel is compiled where it is called:
+/// a program that needs one does not pay for all.
+template <class T>
+class cpu_kernels {
+ public:
+  explicit cpu_kernels(instruction_set set) : set_(set) {}
+
+  /// y[n, o] = x[n, k] w[o, k]^T
+  template <class... A>
+  void gemm_nt(const A&... a) const {
+    pick(&portable::gemm_nt<T>, &avx2::gemm_nt<T>, &avx512::gemm_nt<T>)(a...);
+  }
+  /// c[m, n] (+)= a[m, k] b[k, n]
+  template <class... A>
+  void gemm_nn(const A&... a) const {
+    pick(&portable::gemm_outer<T, false>, &avx2::gemm_outer<T, false>, &avx512::gemm_outer<T, false>)(a...);
+  }
+  /// c[m, n] (+)= a[k, m]^T b[k, n]
+  template <class... A>
+  void gemm_tn(const A&... a) const {
+    pick(&portable::gemm_outer<T, true>, &avx2::gemm_outer<T, true>, &avx512::gemm_outer<T, true>)(a...);
+  }
+  /// gemm_nn or, when `Transposed`, gemm_tn for blocks of large matrices, m and n at most outer_block;
+  /// scratch of outer_scratch elements.
+  template <bool Transposed, class... A>
+  void block(const A&... a) const {
+    pick(&portable::gemm_outer_block<T, Transposed>, &avx2::gemm_outer_block<T, Transposed>,
+         &avx512::gemm_outer_block<T, Transposed>)(a...);
+  }
+  /// c[n] = sum_m a[m] max(0, b[m, n])
+  template <class... A>
+  void weighted_relu(const A&... a) const {
+    pick(&portable::weighted_relu<T>, &avx2::weighted_relu<T>, &avx512::weighted_relu<T>)(a...);
+  }
+  /// One step of an online softmax; returns the factor for what was accumulated before.
+  T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) const {
+    return pick(&portable::softmax_step<T>, &avx2::softmax_step<T>, &avx512::softmax_step<T>)(s, n, scale,
+                                                                                              top, sum);
+  }
+  /// s[j] becomes the weight e^(s[j] - lse), dp[j] the gradient s[j] (dp[j] - delta) of its score.
+  template <class... A>
+  void softmax_gradient(const A&... a) const {
+    pick(&portable::softmax_gradient<T>, &avx2::softmax_gradient<T>, &avx512::softmax_gradient<T>)(a...);
+  }
+
+ private:
+  template <class F>
+  F pick(F portable, F avx2, F avx512) const {
+    return set_ == instruction_set::avx512 ? avx512 : set_ == instruction_set::avx2 ? avx2 : portable;
+  }
+  instruction_set set_;
+};
+
 /// The kernels of one instruction set, which must be supported.
 template <class T>
-const cpu_kernels<T>& kernels_for(instruction_set set) {
-#if DSV4_X86_KERNELS
-  if (set == instruction_set::avx512) return avx512::table<T>;
-  if (set == instruction_set::avx2) return avx2::table<T>;
-#endif
-  (void)set;
-  return portable::table<T>;
+cpu_kernels<T> kernels_for(instruction_set set) {
+  return cpu_kernels<T>(set);
 }
 
 /// The best instruction set of this machine.
@@ -57,7 +111,7 @@ inline instruction_set best_set() {
 /// The kernels of the best instruction set of this machine.
 template <class T>
 const cpu_kernels<T>& best_kernels() {
-  static const cpu_kernels<T>& best = kernels_for<T>(best_set());
+  static const cpu_kernels<T> best(best_set());
   return best;
 }
 
@@ -169,9 +223,9 @@ void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add
                      const std::int64_t m = std::min(height, g.m - i0);
                      if (m <= 0) continue;
                      const T* a = Transposed ? g.a + i0 : g.a + i0 * g.lda;
-                     (Transposed ? kernels.block_tn : kernels.block_nn)(
-                         a, g.lda, m, g.b + j0, g.ldb, g.k, std::min(width, n - j0), g.c + i0 * g.ldc + j0,
-                         g.ldc, add, scratch.get());
+                     kernels.template block<Transposed>(a, g.lda, m, g.b + j0, g.ldb, g.k,
+                                                        std::min(width, n - j0), g.c + i0 * g.ldc + j0, g.ldc,
+                                                        add, scratch.get());
                    }
                  });
 }

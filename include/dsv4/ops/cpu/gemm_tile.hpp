@@ -287,14 +287,4 @@ DSV4_TARGET void softmax_gradient(T* s, T* dp, std::int64_t n, T lse, T delta) {
   }
 }
 
-template <class T>
-inline constexpr cpu_kernels<T> table = {&gemm_nt<T>,
-                                         &gemm_outer<T, false>,
-                                         &gemm_outer<T, true>,
-                                         &gemm_outer_block<T, false>,
-                                         &gemm_outer_block<T, true>,
-                                         &weighted_relu<T>,
-                                         &softmax_step<T>,
-                                         &softmax_gradient<T>};
-
 #endif  // DSV4_TARGET
