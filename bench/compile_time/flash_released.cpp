@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+// All of V4-Flash in the released formats, FP8 and FP4: forward and draft.
+#include <dsv4/config/presets.hpp>
+#include <dsv4/cpu.hpp>
+#include <dsv4/model/instantiate.hpp>
+
+template struct dsv4::precompiled<dsv4::transformer<dsv4::v4_flash, float, dsv4::numerics::v4_released>,
+                                  dsv4::exec::cpu>;
