@@ -31,7 +31,7 @@ struct layer_parameters {
 template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct mtp_parameters {
   weight_matrix<T, typename storage_types<T, Q>::linear, S> e_proj, h_proj;  // (D, D)
-  vector_view<T, S> enorm, hnorm, norm;                                    // (D)
+  vector_view<T, S> enorm, hnorm, norm;                                      // (D)
   layer_parameters<T, Q, S> layer;
   hyper_connection_parameters<T, S> head_site;
 };
@@ -41,7 +41,7 @@ struct model_parameters {
   weight_matrix<T, typename storage_types<T, Q>::wide, S> embed;  // (V, D)
   std::vector<layer_parameters<T, Q, S>> layers;
   hyper_connection_parameters<T, S> head_site;
-  vector_view<T, S> norm;                                      // (D)
+  vector_view<T, S> norm;                                        // (D)
   weight_matrix<T, typename storage_types<T, Q>::wide, S> head;  // (V, D)
   mtp_parameters<T, Q, S> mtp;
 };
@@ -248,8 +248,9 @@ class parameter_store {
 /// biases r / 10, matrices r sqrt(3 / in); a hash table sends token t, slot j to expert (t k + j) mod E.
 template <model_config C, class T, numerics_config Q>
 void initialise_by_name(parameter_store<C, T, Q>& store, std::uint64_t seed = 0) {
-  static_assert(storage_types<T, Q>::plain,
-                "dsv4: only weights in the scalar type are initialised; quantise_parameters makes narrow ones");
+  static_assert(
+      storage_types<T, Q>::plain,
+      "dsv4: only weights in the scalar type are initialised; quantise_parameters makes narrow ones");
   for_each_parameter<C>(store.views(), [&]<class U, int R>(const parameter_info& info, view<U, R>& v) {
     const std::string_view name = info.name;
     if constexpr (!std::is_same_v<U, T>) {
