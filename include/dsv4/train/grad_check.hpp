@@ -29,10 +29,11 @@ struct grad_check_argument {
 };
 
 struct grad_check_options {
-  /// Distance of the outer points, relative to max(1, |x|). Rounding of the loss enters the derivative as
-  /// eps |loss| / step, the fifth derivative as step^4 / 30: 1e-3 balances the two in double for functions
-  /// that vary on a scale of 1. Smaller where a kink (a clamp, a ReLU, a top-k) is near.
-  double step = 1e-3;
+  /// The largest distance of a point, relative to max(1, |x|). Smaller ones, each a quarter of the one
+  /// before, are tried as well, and of all estimates the one that agrees best with its neighbour counts:
+  /// large steps suffer from curvature and kinks (a clamp, a ReLU, a top-k), small ones from rounding.
+  double step = 4e-3;
+  int steps = 4;
   /// Errors are relative to the largest of |analytic|, |numeric| and this part of the argument's largest
   /// gradient, so that elements far below the others are not held to their own rounding.
   double floor = 1e-3;
@@ -45,17 +46,16 @@ struct grad_check_result {
   std::string name;
   std::int64_t index = -1;
   double analytic = 0, numeric = 0;
-  double error = 0;      ///< relative; infinity when something is not finite
-  double curvature = 0;  ///< |fourth-order - second-order estimate|: large next to a kink or for a bad step
+  double error = 0;          ///< relative; infinity when something is not finite
+  double spread = 0;         ///< between the estimates at the two best steps: what the numeric value is worth
   std::int64_t checked = 0;  ///< elements, of all arguments
 
   std::string text() const {
     char line[256];
-    std::snprintf(
-        line, sizeof line,
-        "%s[%lld]: analytic %.15g, numeric %.15g, relative error %.3g (curvature %.3g), %lld checked",
-        name.c_str(), static_cast<long long>(index), analytic, numeric, error, curvature,
-        static_cast<long long>(checked));
+    std::snprintf(line, sizeof line,
+                  "%s[%lld]: analytic %.15g, numeric %.15g, relative error %.3g (spread %.3g), %lld checked",
+                  name.c_str(), static_cast<long long>(index), analytic, numeric, error, spread,
+                  static_cast<long long>(checked));
     return line;
   }
 };
@@ -76,16 +76,24 @@ grad_check_result grad_check(const Loss& loss, std::span<const grad_check_argume
       const std::int64_t index = i * size / count;
       double& x = a.values[static_cast<std::size_t>(index)];
       const double kept = x;
-      // A power of two: x + h and x - h differ from x by the same exact amount unless |x| is huge.
-      const double h = std::exp2(std::round(std::log2(options.step / 2 * std::max(1.0, std::abs(kept)))));
-      const auto at = [&](double offset) {
-        x = kept + offset;
-        const double value = loss();
-        x = kept;
-        return value;
+      const auto estimate = [&](double step) {
+        // A power of two: x + h and x - h differ from x by the same exact amount unless |x| is huge.
+        const double h = std::exp2(std::round(std::log2(step / 2 * std::max(1.0, std::abs(kept)))));
+        const auto at = [&](double offset) {
+          x = kept + offset;
+          const double value = loss();
+          x = kept;
+          return value;
+        };
+        return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h);
       };
-      const double inner = at(h) - at(-h), outer = at(2 * h) - at(-2 * h);
-      const double numeric = (8 * inner - outer) / (12 * h);
+      double numeric = estimate(options.step), spread = std::numeric_limits<double>::infinity();
+      double previous = numeric;
+      for (int k = 1; k < options.steps; ++k) {
+        const double next = estimate(options.step * std::pow(0.25, k));
+        if (std::abs(next - previous) < spread) spread = std::abs(next - previous), numeric = previous;
+        previous = next;
+      }
       const double analytic = a.gradient[static_cast<std::size_t>(index)];
       const double scale = std::max({std::abs(analytic), std::abs(numeric), options.floor * largest,
                                      std::numeric_limits<double>::min()});
@@ -95,7 +103,7 @@ grad_check_result grad_check(const Loss& loss, std::span<const grad_check_argume
       if (error > worst.error || worst.index < 0) {
         worst.name = a.name, worst.index = index;
         worst.analytic = analytic, worst.numeric = numeric, worst.error = error;
-        worst.curvature = std::abs(numeric - inner / (2 * h));
+        worst.spread = spread;
       }
     }
   }
