@@ -5,14 +5,18 @@
 
 #include <dsv4/blocks/activation.hpp>
 #include <dsv4/blocks/attention_cache.hpp>
+#include <dsv4/blocks/attention_context.hpp>
 #include <dsv4/blocks/kv_compressor.hpp>
 #include <dsv4/config/numerics.hpp>
 #include <dsv4/ops/index_topk.hpp>
+#include <dsv4/ops/indexer_loss.hpp>
 #include <dsv4/ops/linear.hpp>
 #include <dsv4/ops/sparse_attention.hpp>
 
 #include <cmath>
+#include <cstddef>
 #include <span>
+#include <type_traits>
 
 namespace dsv4 {
 
@@ -28,87 +32,108 @@ template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct attention_parameters {
   using stored = storage_types<T, Q>;
   using linear_matrix = weight_matrix<T, typename stored::linear, S>;
-  linear_matrix q_a;                               // (q_lora_rank, hidden)
-  vector_view<T, S> q_norm;                        // (q_lora_rank)
-  linear_matrix q_b;                               // (heads * head_dim, q_lora_rank)
-  linear_matrix kv;                                // (head_dim, hidden)
-  vector_view<T, S> kv_norm;                       // (head_dim)
-  vector_view<T, S> sinks;                         // (heads)
-  weight_stack<T, typename stored::linear, S> o_a;   // (groups, o_lora_rank, heads * head_dim / groups)
-  linear_matrix o_b;                               // (hidden, groups * o_lora_rank)
+  linear_matrix q_a;                                // (q_lora_rank, hidden)
+  vector_view<T, S> q_norm;                         // (q_lora_rank)
+  linear_matrix q_b;                                // (heads * head_dim, q_lora_rank)
+  linear_matrix kv;                                 // (head_dim, hidden)
+  vector_view<T, S> kv_norm;                        // (head_dim)
+  vector_view<T, S> sinks;                          // (heads)
+  weight_stack<T, typename stored::linear, S> o_a;  // (groups, o_lora_rank, heads * head_dim / groups)
+  linear_matrix o_b;                                // (hidden, groups * o_lora_rank)
   compressor_parameters<T, S, typename stored::wide> compressor;  // CSA and HCA
   indexer_parameters<T, Q, S> indexer;                            // CSA
 };
 
-/// The next `rows` tokens of one sequence: rows [first_row, first_row + rows) of the batch.
-template <class T, space S = space::host>
-struct attention_segment {
-  attention_cache<T, S>* cache;
-  std::int64_t position;  ///< of the first token
-  std::int64_t first_row;
-  std::int64_t rows;
-};
+/// By which the scores of the lightning indexer are scaled; only its loss needs to know.
+inline double index_scale(const attention_config& a) {
+  return 1 / std::sqrt(double(a.index_n_heads) * double(a.index_head_dim));
+}
 
 /// y = attention(x), x already normalised (specification, sections 5 to 7). Prefill, chunks and decode are
 /// this same code: a segment attends to what its cache holds and to its own earlier rows, then extends the
-/// cache.
-template <attention_config A, numerics_config Q, class T, space S, policy P>
-void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, Q, S>& parameters, double norm_eps,
-               std::span<const attention_segment<T, S>> segments, matrix_view<const T, S> x,
-               matrix_view<T, S> y) {
+/// cache. So is training, where segments are whole documents without caches, and `context` keeps what
+/// attention_backward needs; an empty y then is not computed.
+template <attention_config A, numerics_config Q, class T, space S, policy P, class Context = std::nullptr_t>
+void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, Q, S>& parameters,
+               double norm_eps, std::span<const attention_segment<T, S>> segments, matrix_view<const T, S> x,
+               matrix_view<T, S> y, [[maybe_unused]] Context context = nullptr) {
   if (segments.empty()) return;
   const workspace_scope scope(w);
   using stored = storage_types<T, Q>;
   using X = typename stored::activation;
   using projection = linear<T, S, typename stored::linear, X>;
   using wide_projection = linear<T, S, typename stored::wide>;
-  const attention_kind kind = segments.front().cache->kind();
+  constexpr bool training = !std::is_null_pointer_v<Context>;
+  attention_context<T, S> keep;
+  if constexpr (training) keep = *context;
+  const attention_kind kind = training ? keep.kind : segments.front().cache->kind();
   const bool csa = kind == attention_kind::csa, compressed = kind != attention_kind::sliding;
+  const bool indexes = training ? keep.indexes : csa;
   const std::int64_t rows = x.extent[0], heads = A.num_attention_heads, dim = A.head_dim, groups = A.o_groups;
-  const std::int64_t index_heads = csa ? A.index_n_heads : 0, index_dim = csa ? A.index_head_dim : 0;
+  const std::int64_t index_heads = A.index_n_heads, index_dim = A.index_head_dim;
   const rope_frequencies frequencies = layer_rope_frequencies(A, kind);
   const double scale = 1 / std::sqrt(double(dim));
 
+  // A result goes where the context keeps it, else to scratch; what changes a kept one writes elsewhere.
+  const auto kept_or = [&](const auto& kept, auto... extents) {
+    return kept.data ? kept : take<T>(w, extents...);
+  };
+  const auto beside = [&](const auto& result, auto... extents) {
+    return training ? take<T>(w, extents...) : result;
+  };
+
   // Projections of all rows at once.
-  const auto q_latent = take<T>(w, rows, A.q_lora_rank);
-  const auto q = take<T>(w, rows, heads, dim), o = take<T>(w, rows, heads, dim);
-  const auto kv = take<T>(w, rows, dim);
+  const auto raw_q_latent = kept_or(keep.q_latent, rows, A.q_lora_rank);
+  const auto raw_q = kept_or(keep.q, rows, heads, dim);
+  const auto raw_kv = kept_or(keep.kv, rows, dim);
+  const auto q_latent = beside(raw_q_latent, rows, A.q_lora_rank);
+  const auto q = beside(raw_q, rows, heads, dim);
+  const auto kv = beside(raw_kv, rows, dim);
   const auto x_in = as_activation<X>(p, w, x);
-  projection::forward(p, {x_in, parameters.q_a}, {q_latent});
-  rms_norm<T, S>::forward(p, {q_latent, parameters.q_norm, norm_eps}, {q_latent});
+  projection::forward(p, {x_in, parameters.q_a}, {raw_q_latent});
+  rms_norm<T, S>::forward(p, {raw_q_latent, parameters.q_norm, norm_eps}, {q_latent});
   const auto q_latent_in = as_activation<X>(p, w, q_latent);
-  projection::forward(p, {q_latent_in, parameters.q_b}, {q.reshape(rows, heads * dim)});
-  rms_norm<T, S>::forward(p, {q.reshape(rows * heads, dim), {}, norm_eps}, {q.reshape(rows * heads, dim)});
-  projection::forward(p, {x_in, parameters.kv}, {kv});
-  rms_norm<T, S>::forward(p, {kv, parameters.kv_norm, norm_eps}, {kv});
+  projection::forward(p, {q_latent_in, parameters.q_b}, {raw_q.reshape(rows, heads * dim)});
+  rms_norm<T, S>::forward(p, {raw_q.reshape(rows * heads, dim), {}, norm_eps},
+                          {q.reshape(rows * heads, dim)});
+  projection::forward(p, {x_in, parameters.kv}, {raw_kv});
+  rms_norm<T, S>::forward(p, {raw_kv, parameters.kv_norm, norm_eps}, {kv});
 
   matrix_view<T, S> pool_kv, pool_gate, index_kv, index_gate, index_weights;
-  tensor_view<T, S> index_q;
-  const auto project = [&](const auto& weight) {
-    const auto out = take<T>(w, rows, weight.extent[0]);
+  tensor_view<T, S> raw_index_q, index_q;
+  const auto project = [&](const auto& weight, const matrix_view<T, S>& kept) {
+    const auto out = kept_or(kept, rows, weight.extent[0]);
     wide_projection::forward(p, {x, weight}, {out});
     return out;
   };
   if (compressed) {
-    pool_kv = project(parameters.compressor.kv);
-    pool_gate = project(parameters.compressor.gate);
+    pool_kv = project(parameters.compressor.kv, keep.pool_kv);
+    pool_gate = project(parameters.compressor.gate, keep.pool_gate);
   }
-  if (csa) {
-    index_kv = project(parameters.indexer.compressor.kv);
-    index_gate = project(parameters.indexer.compressor.gate);
-    index_weights = project(parameters.indexer.weights);
-    index_q = take<T>(w, rows, index_heads, index_dim);
+  if (indexes) {
+    index_kv = project(parameters.indexer.compressor.kv, keep.index_kv);
+    index_gate = project(parameters.indexer.compressor.gate, keep.index_gate);
+    index_weights = project(parameters.indexer.weights, keep.index_weights);
+    raw_index_q = kept_or(keep.index_q, rows, index_heads, index_dim);
+    index_q = beside(raw_index_q, rows, index_heads, index_dim);
     projection::forward(p, {q_latent_in, parameters.indexer.q_b},
-                        {index_q.reshape(rows, index_heads * index_dim)});
+                        {raw_index_q.reshape(rows, index_heads * index_dim)});
+    if (training)
+      copy_rows<T, S>::forward(p, {raw_index_q.reshape(rows, index_heads * index_dim), 0, 0, rows},
+                               {index_q.reshape(rows, index_heads * index_dim)});
   }
+  const auto attended = kept_or(keep.o, rows, heads, dim);
+  const auto o = beside(attended, rows, heads, dim);
 
+  std::int64_t first_entry = 0;  // of a document, among those of all documents
   for (const auto& segment : segments) {
     const workspace_scope per_segment(w);
-    attention_cache<T, S>& cache = *segment.cache;
     const std::int64_t n = segment.rows, position = segment.position, end = position + n,
                        row = segment.first_row;
+    if (training)
+      expect(position == 0, "attention", "segment position", "0: documents are trained as a whole", position);
     if (n == 0) continue;
-    const auto own_q = q.rows(row, n), own_o = o.rows(row, n);
+    const auto own_q = q.rows(row, n), own_o = attended.rows(row, n);
     const auto own_kv = kv.rows(row, n);
     rope<T, S>::forward(p, {frequencies, position}, {own_q});
     rope<T, S>::forward(p, {frequencies, position}, {own_kv.reshape(n, 1, dim)});
@@ -126,7 +151,7 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     auto local = own_kv;
     if (before > 0) {
       local = take<T>(w, before + n, dim);
-      cache.window.load(p, oldest, position, local.rows(0, before));
+      segment.cache->window.load(p, oldest, position, local.rows(0, before));
       copy_rows<T, S>::forward(p, {own_kv, 0, before, n}, {local});
     }
 
@@ -134,37 +159,72 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     std::int64_t ratio = 0;
     matrix_view<T, S> entries;
     matrix_view<std::int32_t, S> selected;
+    /// The entries visible to the segment: those of the cache, or of the document.
+    const auto compress_with = [&](const auto& compressor, bool overlap, const matrix_view<T, S>& kv_rows,
+                                   const matrix_view<T, S>& gate_rows, auto cache,
+                                   const matrix_view<T, S>& kept, const auto& store) {
+      if (!training) {
+        auto& own = segment.cache->*cache;
+        compress<T, S>(p, w, compressor, frequencies, norm_eps, overlap, position, kv_rows.rows(row, n),
+                       gate_rows.rows(row, n), own, store);
+        return own.entries.view();
+      }
+      const std::int64_t count = n / ratio, width = compressor.norm.extent[0];
+      const auto pooled = kept.data ? kept.rows(first_entry, count) : take<T>(w, count, width);
+      const auto fresh = take<T>(w, count, width);
+      compress_pool<T, S>::forward(
+          p, {kv_rows.rows(row, n), gate_rows.rows(row, n), compressor.position_bias, 0, 0, overlap},
+          {pooled});
+      finish_entries<T, S>(p, compressor, frequencies, norm_eps, 0, pooled, fresh, store);
+      return fresh;
+    };
+    using caches = attention_cache<T, S>;
+    matrix_view<T, S> index_keys;
     if (compressed) {
-      compress<T, S>(p, w, parameters.compressor, frequencies, norm_eps, csa, position,
-                     pool_kv.rows(row, n), pool_gate.rows(row, n), cache.main, to_kv);
       ratio = A.compress_ratio(kind);
-      entries = cache.main.entries.view();
+      entries =
+          compress_with(parameters.compressor, csa, pool_kv, pool_gate, &caches::main, keep.pooled, to_kv);
     }
-    if (csa) {
+    if (indexes) {
       const auto own_index_q = index_q.rows(row, n);
       rope<T, S>::forward(p, {frequencies, position}, {own_index_q});
       to_index(own_index_q.reshape(n * index_heads, index_dim));
-      compress<T, S>(p, w, parameters.indexer.compressor, frequencies, norm_eps, true, position,
-                     index_kv.rows(row, n), index_gate.rows(row, n), cache.index, to_index);
+      index_keys = compress_with(parameters.indexer.compressor, true, index_kv, index_gate, &caches::index,
+                                 keep.index_pooled, to_index);
       // Where every visible entry is kept there is nothing to select.
-      if (end / ratio > A.index_topk) {
-        selected = take<std::int32_t>(w, n, std::int64_t{A.index_topk});
-        index_topk<T, S>::forward(
-            p, {own_index_q, cache.index.entries.view(), index_weights.rows(row, n), position, ratio},
-            {selected});
+      if (attention_context<T, S>::selects(A, kind, keep.options, end)) {
+        selected = keep.selected.data ? keep.selected.rows(row, n)
+                                      : take<std::int32_t>(w, n, std::int64_t{A.index_topk});
+        index_topk<T, S>::forward(p, {own_index_q, index_keys, index_weights.rows(row, n), position, ratio},
+                                  {selected});
       }
     }
     sparse_attention<T, S>::forward(
         p,
         {own_q, local, entries, selected, parameters.sinks, position, oldest, A.sliding_window, ratio, scale},
-        {own_o});
-    rope<T, S>::forward(p, {frequencies, position, 1, true}, {own_o});
-    cache.window.store(p, own_kv, position);
+        {own_o}, {keep.lse.data ? keep.lse.rows(row, n) : matrix_view<T, S>(), {}});
+    if constexpr (training)
+      if (keep.options.indexer_loss && keep.indexer_losses.data)
+        indexer_loss<T, S>::forward(
+            p,
+            {own_q, entries, parameters.sinks, index_q.rows(row, n), index_keys, index_weights.rows(row, n),
+             selected, 0, ratio, scale, index_scale(A), keep.options.target_includes_sink},
+            {keep.indexer_losses.rows(row, n)});
+    if (training) {
+      copy_rows<T, S>::forward(p, {own_o.reshape(n, heads * dim), 0, 0, n},
+                               {o.rows(row, n).reshape(n, heads * dim)});
+      first_entry += ratio ? n / ratio : 0;
+    } else {
+      segment.cache->window.store(p, own_kv, position);
+    }
+    rope<T, S>::forward(p, {frequencies, position, 1, true}, {o.rows(row, n)});
   }
 
-  const auto grouped = take<T>(w, rows, groups, A.o_lora_rank);
+  const auto grouped =
+      kept_or(keep.grouped, rows, groups * A.o_lora_rank).reshape(rows, groups, A.o_lora_rank);
   batched_linear<T, S, typename stored::linear>::forward(
       p, {o.reshape(rows, groups, heads * dim / groups), parameters.o_a}, {grouped});
+  if (training && !y.data) return;
   projection::forward(
       p, {as_activation<X>(p, w, grouped.reshape(rows, groups * A.o_lora_rank)), parameters.o_b}, {y});
 }

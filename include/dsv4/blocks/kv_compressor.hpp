@@ -15,7 +15,7 @@ namespace dsv4 {
 
 template <class T, space S = space::host, class W = T>
 struct compressor_parameters {
-  weight_matrix<T, W, S> kv, gate;    // (D or 2D, hidden)
+  weight_matrix<T, W, S> kv, gate;  // (D or 2D, hidden)
   matrix_view<T, S> position_bias;  // (m, D or 2D)
   vector_view<T, S> norm;           // (D)
 };
@@ -33,15 +33,48 @@ void store_index(const P& p, matrix_view<T, S> x) {
   round_trip<mxfp4, T, S>::forward(p, {}, {x});
 }
 
+/// Entries from `first` on, from their pooled groups: normalised, rotated at position i m, then passed to
+/// `store(entries)`, which may round them. May be in place.
+template <class T, space S, class W, policy P, class Store>
+void finish_entries(const P& p, const compressor_parameters<T, S, W>& parameters,
+                    const rope_frequencies& frequencies, double norm_eps, std::int64_t first,
+                    matrix_view<const T, S> pooled, matrix_view<T, S> entries, const Store& store) {
+  const std::int64_t m = parameters.position_bias.extent[0];
+  if (entries.extent[0] == 0) return;
+  rms_norm<T, S>::forward(p, {pooled, parameters.norm, norm_eps}, {entries});
+  rope<T, S>::forward(p, {frequencies, first * m, m},
+                      {entries.reshape(entries.extent[0], 1, entries.extent[1])});
+  store(entries);
+}
+
+/// The backward of a whole document's entries, from those of its tokens' projections: back through pool, norm
+/// and rotation. Rounding is passed straight through. `dentries` is overwritten on the way.
+template <class T, space S, class W, policy P>
+void compress_backward(const P& p, basic_workspace<S>& w, const compressor_parameters<T, S, W>& parameters,
+                       const rope_frequencies& frequencies, double norm_eps, bool overlap,
+                       matrix_view<const T, S> kv, matrix_view<const T, S> gate,
+                       matrix_view<const T, S> pooled, matrix_view<T, S> dentries,
+                       const compressor_parameters<T, S, T>& gradients, matrix_view<T, S> dkv,
+                       matrix_view<T, S> dgate) {
+  const std::int64_t m = parameters.position_bias.extent[0], entries = dentries.extent[0];
+  if (entries > 0) {
+    const auto heads = dentries.reshape(entries, 1, dentries.extent[1]);
+    rope<T, S>::backward(p, w, {frequencies, 0, m}, {heads}, {heads});
+    rms_norm<T, S>::backward(p, w, {pooled, parameters.norm, norm_eps}, {dentries},
+                             {dentries, gradients.norm});
+  }
+  compress_pool<T, S>::backward(p, w, {kv, gate, parameters.position_bias, 0, 0, overlap}, {dentries},
+                                {dkv, dgate, gradients.position_bias});
+}
+
 /// Takes the projections (rows of kv and gate, the first at `position`) of the next tokens of one sequence,
 /// appends the entries that they complete to the cache, and remembers what later entries need (specification,
-/// section 6). Entry i = norm(pool of group i), rotated at position i m, then passed to
-/// `store(entries)`, which may round them.
+/// section 6). Entry i is the pool of group i, finished.
 template <class T, space S, class W, policy P, class Store>
 void compress(const P& p, basic_workspace<S>& w, const compressor_parameters<T, S, W>& parameters,
-              const rope_frequencies& frequencies, double norm_eps, bool overlap,
-              std::int64_t position, matrix_view<const T, S> kv, matrix_view<const T, S> gate,
-              compressor_cache<T, S>& cache, const Store& store) {
+              const rope_frequencies& frequencies, double norm_eps, bool overlap, std::int64_t position,
+              matrix_view<const T, S> kv, matrix_view<const T, S> gate, compressor_cache<T, S>& cache,
+              const Store& store) {
   const workspace_scope scope(w);
   const std::int64_t m = parameters.position_bias.extent[0], rows = kv.extent[0], width = kv.extent[1];
   const std::int64_t first = position / m, entries = (position + rows) / m - first;
@@ -61,9 +94,7 @@ void compress(const P& p, basic_workspace<S>& w, const compressor_parameters<T, 
     const auto fresh = cache.entries.view().rows(first, entries);
     compress_pool<T, S>::forward(p, {all_kv, all_gate, parameters.position_bias, oldest, first, overlap},
                                  {fresh});
-    rms_norm<T, S>::forward(p, {fresh, parameters.norm, norm_eps}, {fresh});
-    rope<T, S>::forward(p, {frequencies, first * m, m}, {fresh.reshape(entries, 1, fresh.extent[1])});
-    store(fresh);
+    finish_entries<T, S>(p, parameters, frequencies, norm_eps, first, fresh, fresh, store);
   }
   cache.kv.store(p, kv, position);
   cache.gate.store(p, gate, position);

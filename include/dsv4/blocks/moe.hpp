@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 namespace dsv4 {
@@ -32,15 +33,16 @@ class expert_source {
   virtual ~expert_source() = default;
   /// Makes the first of the experts `needed` (ascending) of `layer` present, as many as fit and at least one,
   /// and returns how many. `stacks` then holds their matrices, until the next call.
-  virtual std::int64_t acquire(int layer, std::span<const std::int64_t> needed, expert_stacks<T, W>& stacks) = 0;
+  virtual std::int64_t acquire(int layer, std::span<const std::int64_t> needed,
+                               expert_stacks<T, W>& stacks) = 0;
 };
 
 template <class T, numerics_config Q = numerics::float32, space S = space::host>
 struct moe_parameters {
   using stored = storage_types<T, Q>;
   weight_matrix<T, typename stored::wide, S> gate;  // (E, D)
-  vector_view<T, S> gate_bias;                    // (E), empty in a hash layer
-  matrix_view<std::int32_t, S> tid2eid;           // (V, k), empty otherwise
+  vector_view<T, S> gate_bias;                      // (E), empty in a hash layer
+  matrix_view<std::int32_t, S> tid2eid;             // (V, k), empty otherwise
   expert_stacks<T, typename stored::expert, S> experts;
   weight_matrix<T, typename stored::linear, S> shared_w1, shared_w3;  // (I, D)
   weight_matrix<T, typename stored::linear, S> shared_w2;             // (D, I)
@@ -49,38 +51,75 @@ struct moe_parameters {
   int layer = 0;  ///< this layer, for `source`
 };
 
+/// What the sublayer keeps from its forward pass for its backward pass, in memory that the caller owns: the
+/// choice, and the results of matrix products. Sorting rows and SwiGLU are cheaper to do again.
+template <class T, space S = space::host>
+struct moe_context {
+  matrix_view<T, S> logits;                  // (N, E)
+  matrix_view<std::int32_t, S> chosen;       // (N, k)
+  matrix_view<T, S> weights;                 // (N, k)
+  matrix_view<T, S> gate, up;                // (N k, I), sorted by expert
+  matrix_view<T, S> shared_gate, shared_up;  // (N, I)
+
+  /// In `memory`: a workspace, or a byte_count.
+  template <class Memory>
+  static moe_context take(Memory& memory, const moe_config& m, std::int64_t rows) {
+    using dsv4::take;
+    const std::int64_t k = m.num_experts_per_tok, inner = m.moe_intermediate_size;
+    moe_context c;
+    c.logits = take<T>(memory, rows, m.n_routed_experts);
+    c.chosen = take<std::int32_t>(memory, rows, k);
+    c.weights = take<T>(memory, rows, k);
+    c.gate = take<T>(memory, rows * k, inner);
+    c.up = take<T>(memory, rows * k, inner);
+    c.shared_gate = take<T>(memory, rows, inner);
+    c.shared_up = take<T>(memory, rows, inner);
+    return c;
+  }
+};
+
 namespace detail {
-/// y = w2 swiglu(w1 x, w3 x) for the rows of the experts in `offsets`; `gate` and `up` are scratch.
+/// y = w2 swiglu(w1 x, w3 x) for the rows of the experts in `offsets`; h is scratch and may be `gate`. An
+/// empty y is not computed.
 template <moe_config M, numerics_config Q, class T, space S, policy P>
 void run_experts(const P& p, basic_workspace<S>& w,
                  const expert_stacks<T, typename storage_types<T, Q>::expert, S>& experts,
                  vector_view<const std::int64_t, S> offsets,
                  const storage_matrix<const typename storage_types<T, Q>::activation, S>& x,
                  vector_view<const T, S> weights, matrix_view<T, S> gate, matrix_view<T, S> up,
-                 matrix_view<T, S> y) {
+                 matrix_view<T, S> h, matrix_view<T, S> y) {
   const workspace_scope scope(w);
   using stored = storage_types<T, Q>;
   using product = grouped_linear<T, S, typename stored::expert, typename stored::activation>;
   product::forward(p, {x, offsets, experts.w1}, {gate});
   product::forward(p, {x, offsets, experts.w3}, {up});
-  swiglu<T, S>::forward(p, {gate, up, weights, M.swiglu_limit}, {gate});
-  product::forward(p, {as_activation<typename stored::activation>(p, w, gate), offsets, experts.w2}, {y});
+  if (!y.data) return;
+  swiglu<T, S>::forward(p, {gate, up, weights, M.swiglu_limit}, {h});
+  product::forward(p, {as_activation<typename stored::activation>(p, w, h), offsets, experts.w2}, {y});
 }
 }  // namespace detail
 
 /// y = shared(x) + sum over the chosen experts (specification, section 8). `tokens` are read in hash layers.
+/// `context` keeps what moe_backward needs; an empty y then is not computed.
 template <moe_config M, numerics_config Q, class T, space S, policy P>
 void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& parameters,
-         vector_view<const std::int32_t, S> tokens, matrix_view<const T, S> x, matrix_view<T, S> y) {
+         vector_view<const std::int32_t, S> tokens, matrix_view<const T, S> x, matrix_view<T, S> y,
+         const moe_context<T, S>* context = nullptr) {
   const workspace_scope scope(w);
+  const bool training = context != nullptr;
+  const moe_context<T, S> keep = training ? *context : moe_context<T, S>{};
+  const auto kept_or = [&](const auto& kept, auto... extents) {
+    using value = typename std::remove_cvref_t<decltype(kept)>::value_type;
+    return kept.data ? kept : take<value>(w, extents...);
+  };
   using stored = storage_types<T, Q>;
   using X = typename stored::activation;
   const std::int64_t rows = x.extent[0], width = x.extent[1], k = M.num_experts_per_tok, pairs = rows * k;
   const std::int64_t inner = M.moe_intermediate_size, count = M.n_routed_experts;
 
-  const auto logits = take<T>(w, rows, count);
-  const auto chosen = take<std::int32_t>(w, rows, k);
-  const auto weights = take<T>(w, rows, k);
+  const auto logits = kept_or(keep.logits, rows, count);
+  const auto chosen = kept_or(keep.chosen, rows, k);
+  const auto weights = kept_or(keep.weights, rows, k);
   linear<T, S, typename stored::wide>::forward(p, {x, parameters.gate}, {logits});
   route<T, S>::forward(p, {logits, parameters.gate_bias, parameters.tid2eid, tokens, M.routed_scaling_factor},
                        {chosen, weights});
@@ -88,25 +127,31 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
   {
     const workspace_scope shared(w);
     using product = linear<T, S, typename stored::linear, X>;
-    const auto gate = take<T>(w, rows, inner), up = take<T>(w, rows, inner);
+    const auto gate = kept_or(keep.shared_gate, rows, inner), up = kept_or(keep.shared_up, rows, inner);
+    const auto h = training ? take<T>(w, rows, inner) : gate;
     const auto x_in = as_activation<X>(p, w, x);
     product::forward(p, {x_in, parameters.shared_w1}, {gate});
     product::forward(p, {x_in, parameters.shared_w3}, {up});
-    swiglu<T, S>::forward(p, {gate, up, {}, M.swiglu_limit}, {gate});
-    product::forward(p, {as_activation<X>(p, w, gate), parameters.shared_w2}, {y});
+    if (y.data) {
+      swiglu<T, S>::forward(p, {gate, up, {}, M.swiglu_limit}, {h});
+      product::forward(p, {as_activation<X>(p, w, h), parameters.shared_w2}, {y});
+    }
   }
 
   const auto offsets = take<std::int64_t>(w, count + 1);
   const auto order = take<std::int64_t>(w, pairs), inverse = take<std::int64_t>(w, pairs);
-  const auto x_sorted = take<T>(w, pairs, width), y_sorted = take<T>(w, pairs, width);
+  const auto x_sorted = take<T>(w, pairs, width);
+  const auto y_sorted = y.data ? take<T>(w, pairs, width) : matrix_view<T, S>();
   const auto weight_sorted = take<T>(w, pairs);
-  const auto gate = take<T>(w, pairs, inner), up = take<T>(w, pairs, inner);
+  const auto gate = kept_or(keep.gate, pairs, inner), up = kept_or(keep.up, pairs, inner);
+  const auto h = training ? take<T>(w, pairs, inner) : gate;
   expert_dispatch<T, S>::forward(p, {x, chosen, weights}, {offsets, order, x_sorted, weight_sorted});
   const auto x_in = as_activation<X>(p, w, x_sorted);
   const auto run = [&](const auto& experts, vector_view<const std::int64_t, S> own, std::int64_t first,
                        std::int64_t n) {
     detail::run_experts<M, Q, T, S>(p, w, experts, own, x_in.rows(first, n), weight_sorted.rows(first, n),
-                                    gate.rows(first, n), up.rows(first, n), y_sorted.rows(first, n));
+                                    gate.rows(first, n), up.rows(first, n), h.rows(first, n),
+                                    y.data ? y_sorted.rows(first, n) : y_sorted);
   };
   if constexpr (S == space::host) {
     if (parameters.source) {
@@ -118,7 +163,8 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
         expert_stacks<T, typename stored::expert> present;
         const std::int64_t n = parameters.source->acquire(parameters.layer, left, present);
         // The other experts have no rows this time.
-        const std::int64_t begin = offsets(left.front()), end = offsets(left[static_cast<std::size_t>(n - 1)] + 1);
+        const std::int64_t begin = offsets(left.front()),
+                           end = offsets(left[static_cast<std::size_t>(n - 1)] + 1);
         for (std::int64_t e = 0; e <= count; ++e) own(e) = std::clamp(offsets(e), begin, end) - begin;
         run(present, own, begin, end - begin);
         left = left.subspan(static_cast<std::size_t>(n));
@@ -129,7 +175,7 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
   } else {
     run(parameters.experts, offsets, 0, pairs);
   }
-  expert_combine<T, S>::forward(p, {y_sorted, order, y}, {y, inverse});
+  if (y.data) expert_combine<T, S>::forward(p, {y_sorted, order, y}, {y, inverse});
 }
 
 }  // namespace dsv4

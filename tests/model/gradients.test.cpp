@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gradients of the whole model: against central differences in double, with multi-token prediction and
+// the indexer's loss; packed documents against separate runs; equal bits for any number of threads, in every
+// run and under every recompute policy; memory.
+#include "support/catch.hpp"
+#include "support/compare.hpp"
+#include <dsv4/config/presets.hpp>
+#include <dsv4/cpu.hpp>
+#include <dsv4/model/quantise_parameters.hpp>
+#include <dsv4/model/training.hpp>
+#include <dsv4/train/grad_check.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+using namespace dsv4;
+
+namespace {
+
+constexpr attention_kind S = attention_kind::sliding, C = attention_kind::csa, H = attention_kind::hca;
+
+/// Every kind of layer, hash and learned routing, something to select, and a limit in SwiGLU that bites.
+constexpr model_config tiny = [] {
+  model_config c = v4_nano;
+  c.vocab_size = 11;
+  c.hidden_size = 10;
+  c.layers = schedule({S, C, H, C});
+  c.attention.num_attention_heads = 2;
+  c.attention.head_dim = 6;
+  c.attention.qk_rope_head_dim = 4;
+  c.attention.q_lora_rank = 5;
+  c.attention.o_groups = 2;
+  c.attention.o_lora_rank = 4;
+  c.attention.sliding_window = 3;
+  c.attention.csa_compress_ratio = 2;
+  c.attention.hca_compress_ratio = 4;
+  c.attention.index_n_heads = 3;
+  c.attention.index_head_dim = 4;
+  c.attention.index_topk = 3;
+  c.moe.n_routed_experts = 4;
+  c.moe.moe_intermediate_size = 3;
+  c.moe.swiglu_limit = 0.8;
+  c.hyper_connection.hc_mult = 2;
+  c.bos_token_id = 0;
+  c.eos_token_id = 1;
+  return c;
+}();
+
+/// Packed documents: a long one, one token, two tokens, and one shorter than a group of HCA.
+struct batch {
+  std::vector<std::int64_t> offsets{0, 13, 14, 16, 19};
+  std::vector<std::int32_t> tokens, targets, second_targets;
+
+  explicit batch(std::vector<std::int64_t> o = {0, 13, 14, 16, 19}, std::int32_t vocabulary = 11)
+      : offsets(std::move(o)) {
+    for (std::size_t d = 0; d + 1 < offsets.size(); ++d)
+      for (std::int64_t t = offsets[d]; t < offsets[d + 1]; ++t) {
+        const auto token = [&](std::int64_t i) {
+          return static_cast<std::int32_t>((i * i * 3 + 5 * static_cast<std::int64_t>(d) + 1) % vocabulary);
+        };
+        tokens.push_back(token(t));
+        targets.push_back(token(t + 1));
+        second_targets.push_back(t + 2 < offsets[d + 1] ? token(t + 2) : -1);
+      }
+  }
+  std::int64_t rows() const { return offsets.back(); }
+  template <class Model>
+  typename Model::inputs inputs() const {
+    return {offsets, {tokens.data(), rows()}, {targets.data(), rows()}, {second_targets.data(), rows()}};
+  }
+};
+
+template <model_config Config, class T>
+struct model_and_gradients {
+  parameter_store<Config, T> weights, gradients;
+  model_and_gradients() { initialise_by_name(weights, 3); }
+};
+
+/// All gradients as one array.
+template <model_config Config, class T>
+std::vector<T> flat(parameter_store<Config, T>& store) {
+  std::vector<T> all;
+  for_each_parameter<Config>(store.views(), [&]<class V>(const parameter_info&, V& v) {
+    if constexpr (std::is_same_v<typename V::value_type, T>) all.insert(all.end(), v.data, v.data + v.size());
+  });
+  return all;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+/// Largest difference relative to the largest value.
+template <class A, class B>
+double difference(const A& a, const B& b) {
+  double worst = 0, largest = 1e-30;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    largest = std::max(largest, std::abs(double(b[i])));
+    const double d = std::abs(double(a[i]) - double(b[i]));
+    if (!(d <= worst)) worst = std::isnan(d) ? INFINITY : d;
+  }
+  return a.size() == b.size() ? worst / largest : INFINITY;
+}
+
+template <recompute_policy R = recompute::nothing, model_config Config, class T, class P>
+std::vector<T> run(const P& p, model_and_gradients<Config, T>& m, const batch& b,
+                   const training_weights& weight, training_losses* losses = nullptr) {
+  using model = training<Config, T, numerics::float32, R>;
+  parameter_store<Config, T> gradients;
+  workspace w;
+  const auto l = model::step(p, w, m.weights.views(), b.inputs<model>(), weight, &gradients.views());
+  if (losses) *losses = l;
+  return flat(gradients);
+}
+
+bool is_indexer(const std::string& name) { return name.find("indexer") != std::string::npos; }
+
+/// Every gradient of `loss(losses)` against central differences; of the indexers' parameters, or of all
+/// others.
+template <model_config Config, class Loss>
+void check_differences(const batch& b, const training_weights& weight, bool indexers, const Loss& loss) {
+  using model = training<Config, double>;
+  model_and_gradients<Config, double> m;
+  const exec::cpu p(1);
+  workspace w;
+  const auto in = b.inputs<model>();
+  model::step(p, w, m.weights.views(), in, weight, &m.gradients.views());
+  std::vector<grad_check_argument> arguments;
+  std::vector<view<double, 1>> gradients;
+  for_each_parameter<Config>(m.gradients.views(), [&]<class V>(const parameter_info&, V& v) {
+    if constexpr (std::is_same_v<typename V::value_type, double>) gradients.push_back({v.data, v.size()});
+  });
+  std::size_t i = 0;
+  for_each_parameter<Config>(m.weights.views(), [&]<class V>(const parameter_info& info, V& v) {
+    if constexpr (std::is_same_v<typename V::value_type, double>) {
+      const auto& g = gradients[i++];
+      const auto count = static_cast<std::size_t>(v.size());
+      if (is_indexer(info.name) == indexers && !info.name.ends_with("gate.bias"))
+        arguments.push_back({info.name, {v.data, count}, {g.data, count}});
+    }
+  });
+  training_weights only_value = weight;
+  const auto value = [&] {
+    return loss(
+        model::step(p, w, m.weights.views(), in, only_value, static_cast<model_gradients<double>*>(nullptr)));
+  };
+  // 8 elements of each parameter. The loss is some 50, so its rounding is 1e-14, and that of a difference
+  // over 1e-3 is 1e-11: elements below a hundredth of their parameter's largest are not held to 1e-7 of it.
+  const auto worst = grad_check(value, std::span<const grad_check_argument>(arguments),
+                                {.step = 2e-3, .steps = 4, .floor = 1e-2, .most = 8});
+  INFO(worst.text());
+  CHECK(worst.checked > (indexers ? 80 : 900));
+  CHECK(worst.error < 1e-7);
+}
+
+}  // namespace
+
+TEST_CASE("the model's gradients are those of its loss") {
+  check_differences<tiny>(batch(), {.token = 1}, false, [](const training_losses& l) { return l.token; });
+}
+
+TEST_CASE("the model's gradients with multi-token prediction") {
+  check_differences<tiny>(batch(), {.token = 0.7, .mtp = 0.3}, false,
+                          [](const training_losses& l) { return 0.7 * l.token + 0.3 * l.mtp; });
+}
+
+TEST_CASE("the indexers' gradients are those of their loss, dense and sparse") {
+  for (bool dense : {true, false})
+    for (bool sink : {true, false})
+      check_differences<tiny>(batch(),
+                              {.token = 0, .indexer = 0.5, .dense = dense, .target_includes_sink = sink},
+                              true, [](const training_losses& l) { return 0.5 * l.indexer; });
+}
+
+namespace {
+
+/// The same tokens in other company: document `d` of a batch, alone.
+batch alone(const batch& all, std::size_t d) {
+  batch b;
+  const auto first = all.offsets[d], last = all.offsets[d + 1];
+  const auto cut = [&](const std::vector<std::int32_t>& v) {
+    return std::vector<std::int32_t>(v.begin() + first, v.begin() + last);
+  };
+  b.offsets = {0, last - first};
+  b.tokens = cut(all.tokens), b.targets = cut(all.targets), b.second_targets = cut(all.second_targets);
+  return b;
+}
+
+constexpr training_weights everything{.token = 0.7, .mtp = 0.3, .indexer = 0.2};
+
+constexpr model_config three_layers = [] {
+  model_config c = v4_nano;
+  c.layers = schedule({S, C, H});
+  return c;
+}();
+
+}  // namespace
+
+TEST_CASE("packed documents have the gradients of separate runs") {
+  const batch all;
+  model_and_gradients<tiny, double> m;
+  training_losses packed_losses, sum_losses;
+  const auto packed = run(exec::cpu(2), m, all, everything, &packed_losses);
+  std::vector<double> sum(packed.size());
+  for (std::size_t d = 0; d + 1 < all.offsets.size(); ++d) {
+    training_losses l;
+    const auto one = run(exec::cpu(2), m, alone(all, d), everything, &l);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += one[i];
+    sum_losses.token += l.token, sum_losses.mtp += l.mtp, sum_losses.indexer += l.indexer;
+    sum_losses.tokens += l.tokens, sum_losses.mtp_tokens += l.mtp_tokens;
+    sum_losses.indexer_rows += l.indexer_rows;
+  }
+  CHECK(difference(packed, sum) < 1e-13);
+  CHECK(packed_losses.token == Catch::Approx(sum_losses.token).epsilon(1e-14));
+  CHECK(packed_losses.mtp == Catch::Approx(sum_losses.mtp).epsilon(1e-14));
+  CHECK(packed_losses.indexer == Catch::Approx(sum_losses.indexer).epsilon(1e-14));
+  CHECK(packed_losses.tokens == 19);
+  CHECK(packed_losses.mtp_tokens == sum_losses.mtp_tokens);
+  CHECK(packed_losses.mtp_tokens == 11 + 0 + 0 + 1);
+  CHECK(packed_losses.indexer_rows == sum_losses.indexer_rows);
+  CHECK(packed_losses.indexer_rows == 2 * (12 + 0 + 1 + 2));  // two CSA layers, groups of two
+}
+
+TEMPLATE_TEST_CASE("nothing flows from one document to another", "", float, double) {
+  using T = TestType;
+  // Tokens 0 to 4 occur in the first document only, 5 to 10 in the others, which have no loss of their own.
+  batch b;
+  for (std::int64_t t = 0; t < b.rows(); ++t) {
+    auto& token = b.tokens[static_cast<std::size_t>(t)];
+    token = t < 13 ? token % 5 : 5 + token % 6;
+    b.targets[static_cast<std::size_t>(t)] = t < 13 ? token : -1;
+    b.second_targets[static_cast<std::size_t>(t)] = -1;
+  }
+  model_and_gradients<tiny, T> m;
+  const auto packed = run(exec::cpu(2), m, b, {});
+  const auto first = run(exec::cpu(2), m, alone(b, 0), {});
+  CHECK(same_bits(packed, first));
+  bool zero = true;
+  for (std::size_t i = 5 * tiny.hidden_size; i < 11 * tiny.hidden_size; ++i) zero = zero && packed[i] == 0;
+  CHECK(zero);  // embed.weight comes first
+  CHECK(packed[0] != 0);
+}
+
+TEMPLATE_TEST_CASE(
+    "gradients have the same bits on any number of threads, in every run, whatever is recomputed", "", float,
+    double) {
+  using T = TestType;
+  const batch b({0, 70, 75, 140});  // several chunks of rows
+  model_and_gradients<tiny, T> m;
+  const auto want = run(exec::cpu(1), m, b, everything);
+  for (int threads : {1, 2, 4}) CHECK(same_bits(run(exec::cpu(threads), m, b, everything), want));
+  const exec::cpu p(2);
+  CHECK(same_bits(run<recompute::streams>(p, m, b, everything), want));
+  CHECK(same_bits(run<recompute::sublayers>(p, m, b, everything), want));
+  CHECK(same_bits(run<recompute::everything>(p, m, b, everything), want));
+  CHECK(same_bits(run<recompute_policy{.streams_every = 3}>(p, m, b, everything), want));
+  CHECK(same_bits(run<recompute_policy{.streams_every = 100}>(p, m, b, everything), want));
+  // Rounding only between the policies: float within 1e-4 of the largest gradient, over 8 sublayers.
+  CHECK(difference(want, run(exec::reference{}, m, b, everything)) < (sizeof(T) == 4 ? 1e-4 : 1e-12));
+}
+
+TEST_CASE("gradients are added to, and those that are not wanted are skipped") {
+  model_and_gradients<tiny, double> m;
+  const batch b;
+  const exec::cpu p(2);
+  const auto once = run(p, m, b, everything);
+  using model = training<tiny, double>;
+  workspace w;
+  for (int i = 0; i < 2; ++i)
+    model::step(p, w, m.weights.views(), b.inputs<model>(), everything, &m.gradients.views());
+  auto twice = flat(m.gradients);
+  for (double& v : twice) v /= 2;
+  CHECK(difference(twice, once) < 1e-14);
+
+  // Frozen: only the last layer's shared expert and the norm have gradients.
+  parameter_store<tiny, double> some;
+  model_gradients<double> wanted;
+  wanted.layers.resize(4);
+  wanted.layers[3].ffn.shared_w1 = some.views().layers[3].ffn.shared_w1;
+  wanted.norm = some.views().norm;
+  model::step(p, w, m.weights.views(), b.inputs<model>(), everything, &wanted);
+  std::size_t at = 0;
+  for_each_parameter<tiny>(some.views(), [&]<class V>(const parameter_info& info, V& v) {
+    if constexpr (std::is_same_v<typename V::value_type, double>) {
+      const bool given = info.name == "layers.3.ffn.shared_experts.w1.weight" || info.name == "norm.weight";
+      bool right = true;
+      for (std::int64_t i = 0; i < v.size(); ++i)
+        right = right && v.data[i] == (given ? once[at + static_cast<std::size_t>(i)] : 0.0);
+      INFO(info.name);
+      CHECK(right);
+      at += static_cast<std::size_t>(v.size());
+    }
+  });
+}
+
+TEST_CASE("the warm-up trains the indexers alone, with the gradients that they have in the whole") {
+  model_and_gradients<tiny, double> m;
+  const batch b;
+  const auto whole = run(exec::cpu(2), m, b, {.token = 1, .indexer = 0.2, .dense = true});
+  const auto only = run(exec::cpu(2), m, b, {.token = 0, .indexer = 0.2, .dense = true});
+  const auto again =
+      run<recompute::everything>(exec::cpu(2), m, b, {.token = 0, .indexer = 0.2, .dense = true});
+  CHECK(same_bits(only, again));
+  std::size_t at = 0;
+  for_each_parameter<tiny>(m.gradients.views(), [&]<class V>(const parameter_info& info, V& v) {
+    if constexpr (std::is_same_v<typename V::value_type, double>) {
+      const auto count = static_cast<std::size_t>(v.size());
+      bool right = true, any = false;
+      for (std::size_t i = at; i < at + count; ++i) {
+        right = right && only[i] == (is_indexer(info.name) ? whole[i] : 0.0);
+        any = any || only[i] != 0;
+      }
+      INFO(info.name);
+      CHECK(right);
+      CHECK(any == is_indexer(info.name));
+      at += count;
+    }
+  });
+}
+
+TEST_CASE("nothing to train on") {
+  using model = training<tiny, float>;
+  model_and_gradients<tiny, float> m;
+  const exec::cpu p(2);
+  workspace w;
+  const auto l =
+      model::step(p, w, m.weights.views(), batch({0}).inputs<model>(), everything, &m.gradients.views());
+  CHECK(l.tokens == 0);
+  model::step(p, w, m.weights.views(), batch({0, 0, 0}).inputs<model>(), everything, &m.gradients.views());
+  for (float v : flat(m.gradients)) CHECK(v == 0);
+  // One token: no entry, no second target, one key.
+  model::step(p, w, m.weights.views(), batch({0, 1, 1}).inputs<model>(), everything, &m.gradients.views());
+  bool finite = true;
+  for (float v : flat(m.gradients)) finite = finite && std::isfinite(v);
+  CHECK(finite);
+
+  batch wrong;
+  wrong.offsets = {0, 14, 13, 19};
+  CHECK_THROWS_WITH(model::step(p, w, m.weights.views(), wrong.inputs<model>(), {}, &m.gradients.views()),
+                    testing::contains("training_context: offsets[2]: expected at least 14, found 13"));
+  const batch b;
+  auto short_of_tokens = b.inputs<model>();
+  const std::vector<std::int64_t> twenty{0, 20};
+  short_of_tokens.offsets = twenty;
+  CHECK_THROWS_WITH(model::step(p, w, m.weights.views(), short_of_tokens, {}, &m.gradients.views()),
+                    testing::contains("training::forward: tokens: expected 20, found 19"));
+}
+
+TEST_CASE("weights of 1e3 times their size: gradients stay finite") {
+  model_and_gradients<tiny, float> m;
+  for_each_parameter<tiny>(m.weights.views(), [&]<class V>(const parameter_info&, V& v) {
+    if constexpr (std::is_same_v<typename V::value_type, float>)
+      for (std::int64_t i = 0; i < v.size(); ++i) v.data[i] *= 1e3f;
+  });
+  for (float v : run(exec::cpu(2), m, batch(), everything))
+    if (!std::isfinite(v)) FAIL("not finite");
+}
+
+TEST_CASE("narrow weights have the gradients of their exact values") {
+  // Experts in MXFP4, all else in float; and all matrices in bf16. The float model holds the same values.
+  const batch b;
+  const exec::cpu p(2);
+  const auto check = [&]<numerics_config Q>() {
+    parameter_store<tiny, float> wide, exact;
+    initialise_by_name(wide, 3);
+    parameter_store<tiny, float, Q> narrow;
+    quantise_parameters(p, wide, narrow);
+    initialise_by_name(exact, 3);
+    std::vector<view<float, 1>> into;
+    for_each_parameter<tiny>(exact.views(), [&]<class V>(const parameter_info&, V& v) {
+      if constexpr (std::is_same_v<typename V::value_type, float>) into.push_back({v.data, v.size()});
+    });
+    std::size_t i = 0;
+    for_each_parameter<tiny>(narrow.views(), [&]<class V>(const parameter_info&, V& v) {
+      if constexpr (requires { v.matrices; }) {
+        auto& to = into[i++];
+        for (std::int64_t e = 0, at = 0; e < v.extent[0]; ++e)
+          for (std::int64_t r = 0; r < v.extent[1]; ++r)
+            for (std::int64_t c = 0; c < v.extent[2]; ++c) to(at++) = v[e](r, c);
+      } else if constexpr (!std::is_same_v<V, matrix_view<std::int32_t>>) {
+        auto& to = into[i++];
+        for (std::int64_t k = 0; k < v.size(); ++k) to(k) = widen(v.data[k]);
+      }
+    });
+    parameter_store<tiny, float> found, want;
+    workspace w;
+    using narrow_model = training<tiny, float, Q>;
+    using wide_model = training<tiny, float>;
+    narrow_model::step(p, w, narrow.views(), b.inputs<narrow_model>(), everything, &found.views());
+    wide_model::step(p, w, exact.views(), b.inputs<wide_model>(), everything, &want.views());
+    CHECK(difference(flat(found), flat(want)) < 1e-5);
+  };
+  check.operator()<numerics::mxfp4_experts_only>();
+  check.operator()<numerics::bf16>();
+}
+
+TEST_CASE("a step in the formats of the released model is finite, and the same under recomputation") {
+  parameter_store<three_layers, float> wide;
+  initialise_by_name(wide);
+  const exec::cpu p(2);
+  parameter_store<three_layers, float, numerics::v4_released> weights;
+  quantise_parameters(p, wide, weights);
+  const batch b({0, 90, 130}, 258);
+  workspace w;
+  const auto run_with = [&]<recompute_policy R>() {
+    using model = training<three_layers, float, numerics::v4_released, R>;
+    parameter_store<three_layers, float> g;
+    model::step(p, w, weights.views(), b.inputs<model>(), everything, &g.views());
+    return flat(g);
+  };
+  const auto want = run_with.operator()<recompute::nothing>();
+  double squares = 0;
+  for (float v : want) squares += double(v) * double(v);
+  CHECK(std::isfinite(squares));
+  CHECK(squares > 0);
+  CHECK(same_bits(run_with.operator()<recompute::everything>(), want));
+}
