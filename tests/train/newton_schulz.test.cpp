@@ -208,21 +208,48 @@ TEST_CASE("newton_schulz: bf16 products, cpu and reference") {
   CHECK(relative_error(got, exact) > 1e-4);  // and it did round
 }
 
+#if DSV4_X86_KERNELS
+TEST_CASE("newton_schulz: the bf16 instruction, and what machines without it do") {
+  if (!detail::newton_schulz_avx512::supported()) return;
+  struct shape {
+    std::int64_t rows, columns;
+  };
+  for (const shape s : {shape{1, 1}, shape{2, 1}, shape{3, 5}, shape{33, 50}, shape{50, 33}, shape{47, 49},
+                        shape{130, 200}, shape{70, 1100}}) {
+    INFO(s.rows << " x " << s.columns);
+    const auto x = spectrum<float>(s.rows, s.columns, 0.2);
+    const auto fast = run(exec::cpu(1), x, 1, s.rows, s.columns, form::standard, products::bf16);
+    CHECK(same(fast, run(exec::cpu(3), x, 1, s.rows, s.columns, form::standard, products::bf16)));
+    const newton_schulz<float>::inputs in{.x = x.as(1, s.rows, s.columns), .products = products::bf16};
+    using iteration = detail::newton_schulz_iteration<float>;
+    buffer<float> scratch(iteration::scratch(in));
+    auto slow = poison<float>(x.size());
+    iteration(in, {nullptr}, scratch.data())(in.x[0], slow.as(s.rows, s.columns),
+                                             detail::newton_schulz_factor<float>(in.x[0], in.epsilon));
+    // As above: sums in another order, then rounded.
+    CHECK(relative_error(fast, slow) < 4 * 0x1p-9 * std::sqrt(10.0));
+    for (float v : fast) CHECK(v == float(bf16(v)));
+  }
+}
+#endif
+
 TEST_CASE("newton_schulz: the same bits for any number of threads, and in any batch") {
   struct shape {
     std::int64_t batch, rows, columns;
   };
   for (const shape s : {shape{5, 40, 72}, shape{1, 130, 200}, shape{3, 90, 20}})
-    for (form f : {form::standard, form::gram}) {
+    for (const auto& [f, q] :
+         {std::pair{form::standard, products::full}, std::pair{form::gram, products::full},
+          std::pair{form::standard, products::bf16}}) {
       const auto x = random<float>(s.batch * s.rows * s.columns, 7);
-      const auto one = run(exec::cpu(1), x, s.batch, s.rows, s.columns, f);
+      const auto one = run(exec::cpu(1), x, s.batch, s.rows, s.columns, f, q);
       for (int threads : {2, 3, 4, 8})
-        CHECK(same(one, run(exec::cpu(threads), x, s.batch, s.rows, s.columns, f)));
+        CHECK(same(one, run(exec::cpu(threads), x, s.batch, s.rows, s.columns, f, q)));
       const std::int64_t each = s.rows * s.columns;
       for (std::int64_t b = 0; b < s.batch; ++b) {
         buffer<float> alone(each);
         std::copy_n(x.data() + b * each, each, alone.data());
-        const auto y = run(exec::cpu(2), alone, 1, s.rows, s.columns, f);
+        const auto y = run(exec::cpu(2), alone, 1, s.rows, s.columns, f, q);
         for (std::int64_t i = 0; i < each; ++i) REQUIRE(y[i] == one[b * each + i]);
       }
     }
@@ -283,6 +310,8 @@ TEST_CASE("newton_schulz: the form depends on the shape alone") {
   CHECK(faster_form(64, 64) == form::standard);
   CHECK(faster_form(64, 256) == form::gram);
   CHECK(faster_form(256, 64) == form::gram);
+  CHECK(faster_form(512, 576) == form::gram);
+  CHECK(faster_form(512, 575) == form::standard);
   CHECK(faster_form(64, 256, products::bf16) == form::standard);
 }
 

@@ -78,8 +78,8 @@ constexpr newton_schulz_form faster_form(std::int64_t rows, std::int64_t columns
                                          newton_schulz_products products = newton_schulz_products::full) {
   const std::int64_t n = rows < columns ? rows : columns, m = rows < columns ? columns : rows;
   // A restart costs 3 n^2 m operations and saves 3 n^3: nothing to win near the square.
-  return products == newton_schulz_products::full && 8 * m > 9 * n ? newton_schulz_form::gram
-                                                                   : newton_schulz_form::standard;
+  return products == newton_schulz_products::full && 8 * m >= 9 * n ? newton_schulz_form::gram
+                                                                    : newton_schulz_form::standard;
 }
 
 /// y[b] = the steps applied to x[b] / (|x[b]|_F + epsilon), for each of B matrices. Tall matrices are worked

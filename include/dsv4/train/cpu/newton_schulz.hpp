@@ -4,31 +4,34 @@
 #pragma once
 
 #include <dsv4/ops/cpu/gemm.hpp>
+#include <dsv4/train/cpu/newton_schulz_bf16.hpp>
+#include <dsv4/train/cpu/task_runner.hpp>
 #include <dsv4/train/newton_schulz.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 namespace dsv4 {
 namespace detail {
 
-/// Runs tasks on all threads of a policy, or here and now.
-struct task_runner {
-  const exec::cpu* threads;  ///< null: here and now
-
-  template <class Task>
-  void operator()(std::int64_t count, const Task& task) const {
-    const auto range = [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) task(i);
-    };
-    if (threads)
-      threads->parallel_for(count, 1, range);
-    else
-      range(0, count);
+/// 1 / (norm + epsilon). The norm is summed in double, row by row.
+template <class T>
+T newton_schulz_factor(matrix_view<const T> x, double epsilon) {
+  double squares = 0;
+  for (std::int64_t i = 0; i < x.extent[0]; ++i) {
+    double lane[8] = {};
+    const T* row = x.data + i * x.stride[0];
+    std::int64_t j = 0;
+    for (; j + 8 <= x.extent[1]; j += 8)
+      for (int l = 0; l < 8; ++l) lane[l] += double(row[j + l]) * double(row[j + l]);
+    for (int l = 0; j + l < x.extent[1]; ++l) lane[l] += double(row[j + l]) * double(row[j + l]);
+    squares += ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
   }
-};
+  return static_cast<T>(1 / (std::sqrt(squares) + epsilon));
+}
 
 /// The iteration on one matrix of `n` rows and `m` >= n columns. Every element of a product is one chain of
 /// fused multiply-adds, or one dot product of fixed order: blocks and threads do not change it.
@@ -48,8 +51,8 @@ class newton_schulz_iteration {
     return 2 * n * leading(large(in)) + 4 * n * leading(n);
   }
 
-  void operator()(matrix_view<const T> from, matrix_view<T> to) {
-    load(from);
+  void operator()(matrix_view<const T> from, matrix_view<T> to, T factor) {
+    load(from, factor);
     if (in_.chosen_form() == newton_schulz_form::standard)
       standard();
     else
@@ -67,20 +70,9 @@ class newton_schulz_iteration {
 
   T rounded(T v) const { return in_.products == newton_schulz_products::bf16 ? static_cast<T>(bf16(v)) : v; }
 
-  /// X = from / (norm + epsilon), transposed when tall. The norm is summed in double, row by row.
-  void load(matrix_view<const T> from) {
+  /// X = factor from, transposed when tall.
+  void load(matrix_view<const T> from, T factor) {
     const bool tall = from.extent[0] > from.extent[1];
-    double squares = 0;
-    for (std::int64_t i = 0; i < from.extent[0]; ++i) {
-      double lane[8] = {};
-      const T* row = from.data + i * from.stride[0];
-      std::int64_t j = 0;
-      for (; j + 8 <= from.extent[1]; j += 8)
-        for (int l = 0; l < 8; ++l) lane[l] += double(row[j + l]) * double(row[j + l]);
-      for (int l = 0; j + l < from.extent[1]; ++l) lane[l] += double(row[j + l]) * double(row[j + l]);
-      squares += ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
-    }
-    const T factor = static_cast<T>(1 / (std::sqrt(squares) + in_.epsilon));
     for_strips(n_, [&](std::int64_t i0, std::int64_t i1) {
       if (!tall)
         for (std::int64_t i = i0; i < i1; ++i)
@@ -240,30 +232,46 @@ class newton_schulz_iteration {
 template <class T>
 struct kernel<newton_schulz<T>, exec::cpu> {
   using op = newton_schulz<T>;
-  using iteration = detail::newton_schulz_iteration<T>;
 
   static std::int64_t scratch(const exec::cpu& p, const typename op::inputs& in) {
-    return iteration::scratch(in) * at_once(p, in);
+    return with_iteration(in,
+                          [&]<class I>(std::type_identity<I>) { return I::scratch(in) * at_once<I>(p, in); });
   }
 
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out,
                       const vector_view<T>& scratch) {
-    const std::int64_t slots = at_once(p, in), each = in.x.extent[0] / slots;
-    if (slots > 1)
-      p.parallel_for(slots, 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t slot = begin; slot < end; ++slot)
-          for (std::int64_t b = slot * each; b < (slot + 1) * each; ++b)
-            iteration(in, {nullptr}, scratch.data + slot * iteration::scratch(in))(in.x[b], out.y[b]);
-      });
-    for (std::int64_t b = slots > 1 ? slots * each : 0; b < in.x.extent[0]; ++b)
-      iteration(in, {&p}, scratch.data)(in.x[b], out.y[b]);
+    with_iteration(in, [&]<class I>(std::type_identity<I>) {
+      const auto one = [&](detail::task_runner run, std::int64_t slot, std::int64_t b) {
+        I(in, run, scratch.data + slot * I::scratch(in))
+        (in.x[b], out.y[b], detail::newton_schulz_factor<T>(in.x[b], in.epsilon));
+      };
+      const std::int64_t slots = at_once<I>(p, in), each = in.x.extent[0] / slots;
+      if (slots > 1)
+        p.parallel_for(slots, 1, [&](std::int64_t begin, std::int64_t end) {
+          for (std::int64_t slot = begin; slot < end; ++slot)
+            for (std::int64_t b = slot * each; b < (slot + 1) * each; ++b) one({nullptr}, slot, b);
+        });
+      for (std::int64_t b = slots > 1 ? slots * each : 0; b < in.x.extent[0]; ++b) one({&p}, 0, b);
+    });
   }
 
  private:
+  /// Calls f with the class that iterates: the bf16 instruction's where it is asked for and there.
+  template <class F>
+  static auto with_iteration(const typename op::inputs& in, const F& f) {
+#if DSV4_X86_KERNELS
+    if constexpr (std::is_same_v<T, float>)
+      if (in.products == newton_schulz_products::bf16 && detail::newton_schulz_avx512::supported())
+        return f(std::type_identity<detail::newton_schulz_avx512::iteration>{});
+#endif
+    return f(std::type_identity<detail::newton_schulz_iteration<T>>{});
+  }
+
   /// How many matrices are worked on side by side: one to a thread while they fit its caches.
+  template <class I>
   static std::int64_t at_once(const exec::cpu& p, const typename op::inputs& in) {
     constexpr std::int64_t most_bytes = std::int64_t{8} << 20;
-    const bool fits = iteration::scratch(in) * std::int64_t{sizeof(T)} <= most_bytes;
+    const bool fits = I::scratch(in) * std::int64_t{sizeof(T)} <= most_bytes;
     return fits ? std::clamp<std::int64_t>(in.x.extent[0], 1, p.threads()) : 1;
   }
 };
