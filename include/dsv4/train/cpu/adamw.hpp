@@ -2,9 +2,10 @@
 /// AdamW on host threads, in the scalar type: one pass over memory.
 #pragma once
 
+#include <dsv4/tensor/eigen.hpp>
 #include <dsv4/train/adamw.hpp>
+#include <dsv4/train/cpu/pieces.hpp>
 
-#include <cmath>
 #include <cstdint>
 
 namespace dsv4 {
@@ -18,16 +19,17 @@ struct kernel<adamw<T>, exec::cpu> {
             rest2 = T(1 - o.beta2), epsilon = T(o.epsilon);
     const T keep = T(1 - in.learning_rate * o.weight_decay), rate = T(in.learning_rate / in.correction1()),
             root = T(1 / in.correction2());
-    p.parallel_for(in.gradient.extent[0], 16384, [&](std::int64_t begin, std::int64_t end) {
-      const T* const gradient = in.gradient.data;
-      T *const weight = out.weight.data, *const first = out.first.data, *const second = out.second.data;
-      for (std::int64_t i = begin; i < end; ++i) {
-        const T g = scale * gradient[i];
-        const T m = first[i] = beta1 * first[i] + rest1 * g;
-        const T v = second[i] = beta2 * second[i] + rest2 * g * g;
-        weight[i] = keep * weight[i] - rate * (m / (std::sqrt(v * root) + epsilon));
-      }
-    });
+    detail::for_each_piece(p, 1, in.gradient.extent[0],
+                           [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+                             const std::int64_t n = end - begin;
+                             const auto gradient = as_eigen(in.gradient.columns(begin, n)).array();
+                             auto weight = as_eigen(out.weight.columns(begin, n)).array(),
+                                  first = as_eigen(out.first.columns(begin, n)).array(),
+                                  second = as_eigen(out.second.columns(begin, n)).array();
+                             first = beta1 * first + rest1 * scale * gradient;
+                             second = beta2 * second + rest2 * (scale * gradient).square();
+                             weight = keep * weight - rate * (first / ((root * second).sqrt() + epsilon));
+                           });
   }
 };
 
