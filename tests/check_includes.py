@@ -4,7 +4,7 @@ import pathlib
 import re
 import sys
 
-RANK = {"core": 0, "numeric": 1, "tensor": 2, "exec": 3, "config": 3, "ops": 4, "blocks": 5, "model": 6, "train": 7, "io": 8}
+RANK = {"core": 0, "numeric": 1, "tensor": 2, "exec": 3, "config": 3, "ops": 4, "cost": 4, "blocks": 5, "model": 6, "train": 7, "io": 8}
 root = pathlib.Path(sys.argv[1]) / "dsv4"
 errors = []
 for path in sorted(root.rglob("*.[hc][pu][ph]")):
