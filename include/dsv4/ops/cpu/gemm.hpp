@@ -81,6 +81,10 @@ class cpu_kernels {
     return pick(&portable::softmax_step<T>, &avx2::softmax_step<T>, &avx512::softmax_step<T>)(s, n, scale,
                                                                                               top, sum);
   }
+  /// y[j] = 1 / (1 + e^-x[j]); y may be x.
+  void sigmoid(const T* x, T* y, std::int64_t n) const {
+    pick(&portable::sigmoid<T>, &avx2::sigmoid<T>, &avx512::sigmoid<T>)(x, y, n);
+  }
   /// s[j] becomes the weight e^(s[j] - lse), dp[j] the gradient s[j] (dp[j] - delta) of its score.
   template <class... A>
   void softmax_gradient(const A&... a) const {

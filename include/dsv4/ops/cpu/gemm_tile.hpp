@@ -207,8 +207,9 @@ template <class T, bool Transposed>
 DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                                   std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add,
                                   T* scratch) {
-  constexpr std::int64_t panel = 4 * lanes<T>::width;
-  const bool pack = m > 2 * lanes<T>::tile_rows;  // fewer rows do not pay for copies
+  using L = lanes<T>;
+  constexpr std::int64_t panel = 4 * L::width;
+  const bool pack = m > 2 * L::tile_rows;  // fewer rows do not pay for copies
   T* const packed_a = scratch + outer_block * outer_depth;
   for (std::int64_t p = 0; p < std::max<std::int64_t>(k, 1); p += outer_depth) {
     const std::int64_t depth = std::min(outer_depth, k - p);
@@ -222,7 +223,15 @@ DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, 
       const std::int64_t width = std::min(panel, n - j);
       const T* own_b = b + p * ldb + j;
       if (pack) {
-        for (std::int64_t i = 0; i < depth; ++i) std::copy_n(own_b + i * ldb, width, scratch + i * panel);
+        for (std::int64_t i = 0; i < depth; ++i) {
+          const T* from = own_b + i * ldb;
+          T* to = scratch + i * panel;
+          if (width == panel) {
+            DSV4_UNROLL for (int v = 0; v < 4; ++v) L::store(to + v * L::width, L::load(from + v * L::width));
+          } else {
+            std::copy_n(from, width, to);
+          }
+        }
         own_b = scratch;
       }
       gemm_outer<T, Transposed>(own_a, own_lda, m, own_b, pack ? panel : ldb, depth, width, c + j, ldc,
@@ -272,6 +281,23 @@ DSV4_TARGET T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) {
   sum = sum * correction + L::reduce(acc);
   top = largest;
   return correction;
+}
+
+/// y[j] = 1 / (1 + e^-x[j]), by exponentials of negative numbers only.
+template <class T>
+DSV4_TARGET void sigmoid(const T* x, T* y, std::int64_t n) {
+  using L = lanes<T>;
+  const typename L::vec minus = L::fill(T(-1));
+  for (std::int64_t j = 0; j < n; j += L::width) {
+    const std::int64_t count = std::min<std::int64_t>(n - j, L::width);
+    const typename L::vec v = L::load(x + j, L::first(count));
+    const typename L::vec size = L::max(v, L::fma(minus, v, L::zero()));
+    T e[L::width], value[L::width];
+    L::store(e, L::exp(L::fma(minus, size, L::zero())));
+    L::store(value, v);
+    for (int i = 0; i < L::width; ++i) e[i] = (value[i] < T(0) ? e[i] : T(1)) / (T(1) + e[i]);
+    L::store(y + j, L::load(e), L::first(count));
+  }
 }
 
 /// Weights and gradients of a row of scores, given its log-sum-exp and delta = sum_j weight_j dp_j.
