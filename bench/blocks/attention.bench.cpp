@@ -1,50 +1,80 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attention sublayer of each kind: 512 tokens at once, and one token after 512.
+// The attention sublayer of each kind: a prompt at once, and one token after it. V4-Flash and V4-Pro in the
+// released formats.
 #include <dsv4/blocks/attention.hpp>
-#include <dsv4/model/parameters.hpp>
 
-#include <support/fixtures.hpp>
+#include <algorithm>
+#include <support/weights.hpp>
 
 namespace {
 using namespace dsv4;
-using bench::config;
 
-/// A model of one layer of that kind, for its weights.
-template <attention_kind K>
-constexpr model_config one_layer = [] {
-  model_config c = config;
-  c.vocab_size = 16;
-  c.layers = schedule({K});
-  c.moe.num_hash_layers = 0;
-  c.num_nextn_predict_layers = 0;
-  return c;
-}();
-
-template <attention_kind K>
-void layer(benchmark::State& state) {
-  constexpr std::int64_t context = bench::prefill_rows;
-  parameter_store<one_layer<K>, float> weights;
-  initialise_by_name(weights);
-  const auto& parameters = weights.views().layers.front().attention;
-  workspace scratch;
-  attention_cache<float> cache(config.attention, K, 0);
-  cache.reserve(bench::policy(), context + 1, 0);
-  const auto x = bench::random(context, config.hidden_size), y = bench::zeros(context, config.hidden_size);
-  const auto run = [&](std::int64_t position, std::int64_t rows) {
-    const attention_segment<float> segment{&cache, position, 0, rows};
-    attention<config.attention, numerics::float32, float, space::host>(
-        bench::policy(), scratch, parameters, config.rms_norm_eps, std::span(&segment, 1),
-        matrix_view<const float>(x.v.rows(0, rows)), y.v.rows(0, rows));
-  };
-  const std::int64_t rows = state.range(0);
-  run(0, context);  // what a decode step finds
-  // The cache holds positions, not a length: the same step can be repeated.
-  bench::measure(state, [&] { run(rows == context ? 0 : context, rows); });
-  bench::report_rows(state, rows);
+/// Multiply-adds, twice, of the tokens [first, first + rows): the products with weights, the keys of each
+/// head, and the indexer's where it has something to select.
+double flops_of(const model_config& c, attention_kind kind, std::int64_t first, std::int64_t rows) {
+  const attention_config& a = c.attention;
+  const double d = c.hidden_size, heads = double(a.num_attention_heads) * a.head_dim,
+               ratio = a.compress_ratio(kind);
+  double weights = d * a.q_lora_rank + a.q_lora_rank * heads + d * a.head_dim + heads * a.o_lora_rank +
+                   double(a.o_groups) * a.o_lora_rank * d;
+  if (kind == attention_kind::hca) weights += 2 * d * a.head_dim;
+  if (kind == attention_kind::csa)
+    weights += 4 * d * (a.head_dim + a.index_head_dim) + d * a.index_n_heads +
+               double(a.q_lora_rank) * a.index_n_heads * a.index_head_dim;
+  double flops = 2 * weights * double(rows);
+  for (std::int64_t t = first; t < first + rows; ++t) {
+    const double visible = ratio > 0 ? std::floor(double(t + 1) / ratio) : 0;
+    const bool select = kind == attention_kind::csa && visible > a.index_topk;
+    const double keys = std::min<double>(double(t + 1), a.sliding_window) + (select ? a.index_topk : visible);
+    flops += 4 * keys * heads + (select ? 2 * visible * a.index_n_heads * a.index_head_dim : 0);
+  }
+  return flops;
 }
-BENCHMARK_TEMPLATE(layer, attention_kind::sliding)
-    ->Name("attention/sliding")
-    ->Apply(bench::decode_and_prefill);
-BENCHMARK_TEMPLATE(layer, attention_kind::csa)->Name("attention/csa")->Apply(bench::decode_and_prefill);
-BENCHMARK_TEMPLATE(layer, attention_kind::hca)->Name("attention/hca")->Apply(bench::decode_and_prefill);
+
+/// Bytes of the weights that every call reads.
+template <class Weights>
+std::int64_t weight_bytes(const Weights& w) {
+  const auto& a = w.layer().attention;
+  std::int64_t sum =
+      Weights::bytes(a.q_a) + Weights::bytes(a.q_b) + Weights::bytes(a.kv) + Weights::bytes(a.o_b);
+  for (std::int64_t g = 0; g < a.o_a.extent[0]; ++g) sum += Weights::bytes(a.o_a[g]);
+  const auto compressor = [&](const auto& c) {
+    if (c.kv.extent[0] > 0) sum += Weights::bytes(c.kv) + Weights::bytes(c.gate);
+  };
+  compressor(a.compressor);
+  compressor(a.indexer.compressor);
+  if (a.indexer.q_b.extent[0] > 0) sum += Weights::bytes(a.indexer.q_b) + Weights::bytes(a.indexer.weights);
+  return sum;
+}
+
+constexpr std::int64_t context = 512;
+
+template <attention_kind K>
+bool add(const std::string& name) {
+  return bench::at_every_compiled_size(
+      name, {bench::decode_rows, context}, []<model_config C>(benchmark::State& state) {
+        constexpr numerics_config Q = bench::formats_of<C>;
+        const bench::random_weights<bench::one_layer<C, K>, Q> weights;
+        workspace scratch;
+        attention_cache<float> cache(C.attention, K, 0);
+        cache.reserve(bench::policy(), context + 1, 0);
+        const auto x = bench::random(context, C.hidden_size), y = bench::zeros(context, C.hidden_size);
+        const auto run = [&](std::int64_t position, std::int64_t rows) {
+          const attention_segment<float> segment{&cache, position, 0, rows};
+          attention<C.attention, Q, float, space::host>(
+              bench::policy(), scratch, weights.layer().attention, C.rms_norm_eps, std::span(&segment, 1),
+              matrix_view<const float>(x.v.rows(0, rows)), y.v.rows(0, rows));
+        };
+        const std::int64_t rows = state.range(0), first = rows == context ? 0 : context;
+        run(0, context);  // what a decode step finds
+        // The cache holds positions, not a length: the same step can be repeated.
+        bench::measure(state, [&] { run(first, rows); });
+        bench::report_flops(state, flops_of(C, K, first, rows));
+        bench::report_bytes(state, weight_bytes(weights), bench::traffic::read);
+        bench::report_rows(state, rows);
+      });
+}
+const bool added[] = {add<attention_kind::sliding>("attention_sliding/forward"),
+                      add<attention_kind::csa>("attention_csa/forward"),
+                      add<attention_kind::hca>("attention_hca/forward")};
 }  // namespace

@@ -1,39 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
+// The mixture of experts with learned routing. V4-Flash and V4-Pro in the released formats.
 #include <dsv4/blocks/moe.hpp>
-#include <dsv4/model/parameters.hpp>
 
-#include <support/fixtures.hpp>
+#include <algorithm>
+#include <support/weights.hpp>
 
 namespace {
 using namespace dsv4;
-using bench::config;
 
-/// A model of one layer, for its weights.
-constexpr model_config one_layer = [] {
-  model_config c = config;
-  c.vocab_size = 16;
-  c.layers = schedule({attention_kind::sliding});
-  c.moe.num_hash_layers = 0;
-  c.num_nextn_predict_layers = 0;
-  return c;
-}();
-
-void moe_learned(benchmark::State& state) {
-  constexpr moe_config m = config.moe;
-  constexpr std::int64_t width = config.hidden_size;
-  parameter_store<one_layer, float> weights;
-  initialise_by_name(weights);
-  workspace scratch;
-  const std::int64_t rows = state.range(0);
-  const auto x = bench::random(rows, width), y = bench::zeros(rows, width);
-  bench::measure(state, [&] {
-    moe<m, float, space::host>(bench::policy(), scratch, weights.views().layers.front().ffn, {}, x, y);
-  });
-  const std::int64_t products =
-      (m.num_experts_per_tok + m.n_shared_experts) * 3 * width * m.moe_intermediate_size +
-      m.n_routed_experts * width;
-  bench::report_flops(state, 2.0 * double(rows) * double(products));
-  bench::report_rows(state, rows);
-}
-BENCHMARK(moe_learned)->Apply(bench::decode_and_prefill);
+const bool added = bench::at_every_compiled_size(
+    "moe/forward", {bench::decode_rows, 64}, []<model_config C>(benchmark::State& state) {
+      constexpr numerics_config Q = bench::formats_of<C>;
+      constexpr moe_config m = C.moe;
+      constexpr std::int64_t width = C.hidden_size;
+      using weights_type = bench::random_weights<bench::one_layer<C, attention_kind::sliding>, Q>;
+      const weights_type weights;
+      const auto& ffn = weights.layer().ffn;
+      workspace scratch;
+      const std::int64_t rows = state.range(0);
+      const auto x = bench::random(rows, width), y = bench::zeros(rows, width);
+      const auto run = [&] { moe<m, Q, float, space::host>(bench::policy(), scratch, ffn, {}, x, y); };
+      run();
+      bench::measure(state, run);
+      const double each = 3.0 * width * m.moe_intermediate_size;
+      bench::report_flops(state, 2.0 * double(rows) *
+                                     ((m.num_experts_per_tok + m.n_shared_experts) * each +
+                                      double(m.n_routed_experts) * width));
+      // Random tokens choose among all experts: E (1 - (1 - k/E)^rows) of them are read.
+      const double experts =
+          m.n_routed_experts * (1 - std::pow(1 - double(m.num_experts_per_tok) / m.n_routed_experts, rows));
+      const auto expert = weights_type::bytes(ffn.experts.w1[0]) + weights_type::bytes(ffn.experts.w2[0]) +
+                          weights_type::bytes(ffn.experts.w3[0]);
+      bench::report_bytes(state,
+                          static_cast<std::int64_t>(experts * double(expert)) +
+                              weights_type::bytes(ffn.shared_w1) + weights_type::bytes(ffn.shared_w2) +
+                              weights_type::bytes(ffn.shared_w3) + weights_type::bytes(ffn.gate),
+                          bench::traffic::read);
+      bench::report_rows(state, rows);
+    });
 }  // namespace

@@ -74,6 +74,7 @@ void transformer_decode(benchmark::State& state) {
     if (s.sequence.length() == prompt + steps) s.sequence.truncate(prompt);
   });
   bench::report_flops(state, model_flops(prompt, steps, steps) / double(steps));
+  bench::report_floats(state, count_parameters(config).active, bench::traffic::read);
   bench::report_rows(state, 1);
 }
 BENCHMARK(transformer_decode)->UseRealTime()->Unit(benchmark::kMillisecond);

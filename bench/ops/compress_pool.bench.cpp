@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// All entries of a prefill; and the one that a decoded token completes.
 #include <dsv4/ops/compress_pool.hpp>
 
 #include <support/fixtures.hpp>
@@ -6,19 +7,24 @@
 namespace {
 using namespace dsv4;
 
-/// All entries of a prefill.
-void pool(benchmark::State& state, attention_kind kind) {
-  constexpr attention_config a = bench::config.attention;
-  const bool overlap = kind == attention_kind::csa;
-  const std::int64_t rows = bench::prefill_rows, m = a.compress_ratio(kind),
-                     width = a.head_dim * (overlap ? 2 : 1);
+/// The entries that the last `new_rows` tokens of a whole number of blocks complete.
+void pool(benchmark::State& state, const model_config& c, attention_kind kind) {
+  const attention_config& a = c.attention;
+  const bool overlap = kind == attention_kind::csa, decode = state.range(0) == bench::decode_rows;
+  const std::int64_t m = a.compress_ratio(kind), width = a.head_dim * (overlap ? 2 : 1);
+  const std::int64_t entries = decode ? 1 : state.range(0) / m, first = decode && overlap ? 1 : 0;
+  const std::int64_t rows = (first + entries) * m;
   const auto kv = bench::random(rows, width), gate = bench::random(rows, width),
-             bias = bench::random(m, width), y = bench::zeros(rows / m, a.head_dim);
+             bias = bench::random(m, width), y = bench::zeros(entries, a.head_dim);
   bench::measure(state, [&] {
-    compress_pool<float>::forward(bench::policy(), {kv, gate, bias, 0, 0, overlap}, {y});
+    compress_pool<float>::forward(bench::policy(), {kv, gate, bias, 0, first, overlap}, {y});
   });
-  bench::report_floats(state, 2 * rows * width + m * width + rows / m * a.head_dim);
+  bench::report_floats(state, 2 * rows * width + m * width + entries * a.head_dim, bench::traffic::read);
 }
-BENCHMARK_CAPTURE(pool, csa, attention_kind::csa)->UseRealTime();
-BENCHMARK_CAPTURE(pool, hca, attention_kind::hca)->UseRealTime();
+
+const bool added[] = {
+    bench::at_every_size("compress_pool_csa/forward", {bench::decode_rows, bench::prefill_rows},
+                         [](auto& state, auto& c) { pool(state, c, attention_kind::csa); }),
+    bench::at_every_size("compress_pool_hca/forward", {bench::decode_rows, bench::prefill_rows},
+                         [](auto& state, auto& c) { pool(state, c, attention_kind::hca); })};
 }  // namespace

@@ -6,24 +6,24 @@
 
 namespace {
 using namespace dsv4;
-constexpr moe_config m = bench::config.moe;
-constexpr std::int64_t k = m.num_experts_per_tok, width = bench::config.hidden_size;
 
 /// What one call of the MoE block has to sort.
 struct batch {
-  explicit batch(std::int64_t rows)
-      : x(bench::random(rows, width)),
+  batch(const model_config& c, std::int64_t rows)
+      : k(c.moe.num_experts_per_tok),
+        x(bench::random(rows, c.hidden_size)),
         weights(bench::random(rows, k)),
-        experts(bench::random_ids(m.n_routed_experts, rows, k)),
-        offsets(bench::zeros<std::int64_t>(m.n_routed_experts + 1)),
+        experts(bench::random_ids(c.moe.n_routed_experts, rows, k)),
+        offsets(bench::zeros<std::int64_t>(c.moe.n_routed_experts + 1)),
         order(bench::zeros<std::int64_t>(rows * k)),
-        sorted(bench::zeros(rows * k, width)),
+        sorted(bench::zeros(rows * k, c.hidden_size)),
         weight_sorted(bench::zeros(rows * k)) {}
   void dispatch() const {
     expert_dispatch<float>::forward(bench::policy(), {x, experts, weights},
                                     {offsets, order, sorted, weight_sorted});
   }
 
+  std::int64_t k;
   bench::array<float, 2> x, weights;
   bench::array<std::int32_t, 2> experts;
   bench::array<std::int64_t, 1> offsets, order;
@@ -31,24 +31,24 @@ struct batch {
   bench::array<float, 1> weight_sorted;
 };
 
-void dispatch(benchmark::State& state) {
-  const std::int64_t rows = state.range(0);
-  const batch b(rows);
-  bench::measure(state, [&] { b.dispatch(); });
-  bench::report_floats(state, rows * (k + 1) * width);
-}
-BENCHMARK(dispatch)->Apply(bench::decode_and_prefill);
-
-void combine(benchmark::State& state) {
-  const std::int64_t rows = state.range(0);
-  const batch b(rows);
-  b.dispatch();
-  const auto out = bench::zeros(rows, width);
-  const auto inverse = bench::zeros<std::int64_t>(rows * k);
-  bench::measure(state, [&] {
-    expert_combine<float>::forward(bench::policy(), {b.sorted, b.order, b.x}, {out, inverse});
-  });
-  bench::report_floats(state, rows * (k + 2) * width);
-}
-BENCHMARK(combine)->Apply(bench::decode_and_prefill);
+const bool added[] = {
+    bench::at_every_size("expert_dispatch/forward", {bench::decode_rows, bench::prefill_rows},
+                         [](benchmark::State& state, const model_config& c) {
+                           const batch b(c, state.range(0));
+                           bench::measure(state, [&] { b.dispatch(); });
+                           bench::report_floats(state, state.range(0) * 2 * b.k * c.hidden_size);
+                         }),
+    bench::at_every_size(
+        "expert_combine/forward", {bench::decode_rows, bench::prefill_rows},
+        [](benchmark::State& state, const model_config& c) {
+          const std::int64_t rows = state.range(0);
+          const batch b(c, rows);
+          b.dispatch();
+          const auto out = bench::zeros(rows, c.hidden_size);
+          const auto inverse = bench::zeros<std::int64_t>(rows * b.k);
+          bench::measure(state, [&] {
+            expert_combine<float>::forward(bench::policy(), {b.sorted, b.order, b.x}, {out, inverse});
+          });
+          bench::report_floats(state, rows * (b.k + 2) * c.hidden_size);
+        })};
 }  // namespace

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// The indexer's queries, every head a row.
 #include <dsv4/ops/hadamard.hpp>
 
 #include <bit>
@@ -7,14 +8,14 @@
 namespace {
 using namespace dsv4;
 
-/// The indexer's queries, every head a row.
-void hadamard_index_queries(benchmark::State& state) {
-  constexpr std::int64_t width = bench::config.attention.index_head_dim;
-  const std::int64_t rows = state.range(0) * bench::config.attention.index_n_heads;
-  const auto x = bench::random(rows, width);
-  bench::measure(state, [&] { hadamard<float>::forward(bench::policy(), {}, {x}); });
-  bench::report_flops(state, double(rows * width * std::countr_zero(std::uint64_t{width})));
-  bench::report_floats(state, 2 * rows * width);
-}
-BENCHMARK(hadamard_index_queries)->Apply(bench::decode_and_prefill);
+const bool added = bench::at_every_size(
+    "hadamard/forward", {bench::decode_rows, bench::prefill_rows},
+    [](benchmark::State& state, const model_config& c) {
+      const std::int64_t width = c.attention.index_head_dim,
+                         rows = state.range(0) * c.attention.index_n_heads;
+      const auto x = bench::random(rows, width);
+      bench::measure(state, [&] { hadamard<float>::forward(bench::policy(), {}, {x}); });
+      bench::report_flops(state, double(rows * width) * std::countr_zero(static_cast<std::uint64_t>(width)));
+      bench::report_floats(state, 2 * rows * width);
+    });
 }  // namespace

@@ -1,39 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
+// What a residual site is made of, beside its product: gates with Sinkhorn, fold, unfold.
 #include <dsv4/ops/hyper_connection.hpp>
 
 #include <support/fixtures.hpp>
 
 namespace {
 using namespace dsv4;
-using bench::config;
-constexpr std::int64_t n = config.hyper_connection.hc_mult, width = config.hidden_size;
 
-void gates(benchmark::State& state) {
-  constexpr hyper_connection_config h = config.hyper_connection;
-  const std::int64_t rows = state.range(0);
+void gates(benchmark::State& state, const model_config& c) {
+  const hyper_connection_config& h = c.hyper_connection;
+  const std::int64_t rows = state.range(0), n = h.hc_mult, width = c.hidden_size;
   const auto x = bench::random(rows, n, width), comb = bench::zeros(rows, n, n);
   const auto z = bench::random(rows, h.mixes()), pre = bench::zeros(rows, n), post = bench::zeros(rows, n);
   const auto base = bench::random(h.mixes()), scale = bench::random(3);
   bench::measure(state, [&] {
-    hyper_connection_gates<float>::forward(
-        bench::policy(), {x, z, base, scale, config.rms_norm_eps, h.hc_eps, h.hc_sinkhorn_iters},
-        {pre, post, comb});
+    hyper_connection_gates<float>::forward(bench::policy(),
+                                           {x, z, base, scale, c.rms_norm_eps, h.hc_eps, h.hc_sinkhorn_iters},
+                                           {pre, post, comb});
   });
-  bench::report_floats(state, rows * (n * width + 2 * h.mixes()));
+  bench::report_floats(state, rows * (n * width + 2 * h.mixes()), bench::traffic::read);
 }
-BENCHMARK(gates)->Apply(bench::decode_and_prefill);
 
-void collapse(benchmark::State& state) {
-  const std::int64_t rows = state.range(0);
+void collapse(benchmark::State& state, const model_config& c) {
+  const std::int64_t rows = state.range(0), n = c.hyper_connection.hc_mult, width = c.hidden_size;
   const auto x = bench::random(rows, n, width);
   const auto pre = bench::random(rows, n), u = bench::zeros(rows, width);
   bench::measure(state, [&] { hyper_connection_collapse<float>::forward(bench::policy(), {x, pre}, {u}); });
   bench::report_floats(state, rows * (n + 1) * width);
 }
-BENCHMARK(collapse)->Apply(bench::decode_and_prefill);
 
-void expand(benchmark::State& state) {
-  const std::int64_t rows = state.range(0);
+void expand(benchmark::State& state, const model_config& c) {
+  const std::int64_t rows = state.range(0), n = c.hyper_connection.hc_mult, width = c.hidden_size;
   const auto x = bench::random(rows, n, width), comb = bench::random(rows, n, n),
              y = bench::zeros(rows, n, width);
   const auto v = bench::random(rows, width), post = bench::random(rows, n);
@@ -42,5 +39,11 @@ void expand(benchmark::State& state) {
   });
   bench::report_floats(state, rows * (2 * n + 1) * width);
 }
-BENCHMARK(expand)->Apply(bench::decode_and_prefill);
+
+const bool added[] = {
+    bench::at_every_size("hyper_connection_gates/forward", {bench::decode_rows, bench::prefill_rows}, gates),
+    bench::at_every_size("hyper_connection_collapse/forward", {bench::decode_rows, bench::prefill_rows},
+                         collapse),
+    bench::at_every_size("hyper_connection_expand/forward", {bench::decode_rows, bench::prefill_rows},
+                         expand)};
 }  // namespace

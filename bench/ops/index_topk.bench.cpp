@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Queries at the end of a context.
 #include <dsv4/ops/index_topk.hpp>
 
 #include <support/fixtures.hpp>
@@ -6,10 +7,9 @@
 namespace {
 using namespace dsv4;
 
-/// Queries at the end of a context of `context` tokens.
-void index_topk_float(benchmark::State& state) {
-  constexpr attention_config a = bench::config.attention;
-  const std::int64_t rows = state.range(0), context = state.range(1), ratio = a.csa_compress_ratio;
+void select(benchmark::State& state, const model_config& c, std::int64_t context) {
+  const attention_config& a = c.attention;
+  const std::int64_t rows = state.range(0), ratio = a.csa_compress_ratio;
   const auto q = bench::random(rows, a.index_n_heads, a.index_head_dim);
   const auto keys = bench::random(context / ratio, a.index_head_dim),
              weights = bench::random(rows, a.index_n_heads);
@@ -22,11 +22,11 @@ void index_topk_float(benchmark::State& state) {
   for (std::int64_t t = 0; t < rows; ++t) visible += double((first + t + 1) / ratio);
   bench::report_flops(state, 2 * visible * a.index_n_heads * a.index_head_dim);
 }
-BENCHMARK(index_topk_float)
-    ->ArgNames({"rows", "context"})
-    ->Args({bench::decode_rows, 512})
-    ->Args({bench::decode_rows, 16384})
-    ->Args({bench::prefill_rows, 512})
-    ->Args({bench::prefill_rows, 4096})
-    ->UseRealTime();
+
+const bool added = [] {
+  for (const std::int64_t context : {16384, 65536})
+    bench::at_every_size("index_topk_" + std::to_string(context) + "/forward", {bench::decode_rows, 64},
+                         [context](auto& state, auto& c) { select(state, c, context); });
+  return true;
+}();
 }  // namespace

@@ -27,36 +27,44 @@ struct operands {
   }
 };
 
-template <block_format F, std::int64_t width>
-void to(benchmark::State& state) {
-  operands<F> of(state.range(0), width);
+template <block_format F>
+void to(benchmark::State& state, const model_config& c) {
+  operands<F> of(state.range(0), c.hidden_size);
   bench::measure(state, [&] { quantise<F, float>::forward(bench::policy(), {of.x}, {of.view()}); });
-  state.SetBytesProcessed(state.iterations() * of.bytes());
+  bench::report_bytes(state, of.bytes());
 }
 
-template <block_format F, std::int64_t width>
-void from(benchmark::State& state) {
-  operands<F> of(state.range(0), width);
+template <block_format F>
+void from(benchmark::State& state, const model_config& c) {
+  operands<F> of(state.range(0), c.hidden_size);
   quantise<F, float>::forward(bench::policy(), {of.x}, {of.view()});
   bench::measure(state, [&] { dequantise<F, float>::forward(bench::policy(), {of.view()}, {of.x}); });
-  state.SetBytesProcessed(state.iterations() * of.bytes());
+  bench::report_bytes(state, of.bytes());
 }
 
-template <block_format F, std::int64_t width>
-void there_and_back(benchmark::State& state) {
-  const auto x = bench::random(state.range(0), width);
+template <block_format F>
+void there_and_back(benchmark::State& state, std::int64_t rows, std::int64_t width) {
+  const auto x = bench::random(rows, width);
   bench::measure(state, [&] { round_trip<F, float>::forward(bench::policy(), {}, {x}); });
   bench::report_floats(state, 2 * x.v.size());
 }
 
-constexpr std::int64_t hidden = bench::config.hidden_size, head = bench::config.attention.head_dim,
-                       index = bench::config.attention.index_head_dim;
-BENCHMARK(to<fp8_activation, hidden>)->Apply(bench::decode_and_prefill);
-BENCHMARK(to<fp8_weight, hidden>)->Apply(bench::decode_and_prefill);
-BENCHMARK(to<mxfp4, hidden>)->Apply(bench::decode_and_prefill);
-BENCHMARK(from<fp8_activation, hidden>)->Apply(bench::decode_and_prefill);
-BENCHMARK(from<fp8_weight, hidden>)->Apply(bench::decode_and_prefill);
-BENCHMARK(from<mxfp4, hidden>)->Apply(bench::decode_and_prefill);
-BENCHMARK(there_and_back<fp8_kv, head>)->Apply(bench::decode_and_prefill);
-BENCHMARK(there_and_back<mxfp4, index>)->Apply(bench::decode_and_prefill);
+constexpr auto rows = {bench::decode_rows, bench::prefill_rows};
+const bool added[] = {
+    bench::at_every_size("quantise_fp8_activation/forward", rows, to<fp8_activation>),
+    bench::at_every_size("quantise_fp8_weight/forward", rows, to<fp8_weight>),
+    bench::at_every_size("quantise_mxfp4/forward", rows, to<mxfp4>),
+    bench::at_every_size("dequantise_fp8_activation/forward", rows, from<fp8_activation>),
+    bench::at_every_size("dequantise_fp8_weight/forward", rows, from<fp8_weight>),
+    bench::at_every_size("dequantise_mxfp4/forward", rows, from<mxfp4>),
+    bench::at_every_size("round_trip_fp8_kv/forward", rows,
+                         [](benchmark::State& state, const model_config& c) {
+                           there_and_back<fp8_kv>(state, state.range(0),
+                                                  c.attention.head_dim - c.attention.qk_rope_head_dim);
+                         }),
+    bench::at_every_size("round_trip_mxfp4_index/forward", rows,
+                         [](benchmark::State& state, const model_config& c) {
+                           there_and_back<mxfp4>(state, state.range(0) * c.attention.index_n_heads,
+                                                 c.attention.index_head_dim);
+                         })};
 }  // namespace

@@ -1,32 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
+// Before each sublayer; and of every query head, without a weight.
 #include <dsv4/ops/rms_norm.hpp>
 
 #include <support/fixtures.hpp>
 
 namespace {
 using namespace dsv4;
-using bench::config;
 
-void rms_norm_hidden(benchmark::State& state) {
-  const std::int64_t rows = state.range(0), width = config.hidden_size;
+void norm(benchmark::State& state, std::int64_t rows, std::int64_t width, bool weighted) {
   const auto x = bench::random(rows, width), y = bench::zeros(rows, width);
-  const auto weight = bench::random(width);
-  bench::measure(state, [&] {
-    rms_norm<float>::forward(bench::policy(), {x.v, weight.v, config.rms_norm_eps}, {y.v});
-  });
-  bench::report_floats(state, 2 * rows * width + width);
-}
-BENCHMARK(rms_norm_hidden)->Apply(bench::decode_and_prefill);
-
-/// Of every query head, without a weight.
-void rms_norm_heads(benchmark::State& state) {
-  const std::int64_t rows = state.range(0) * config.attention.num_attention_heads,
-                     width = config.attention.head_dim;
-  const auto x = bench::random(rows, width), y = bench::zeros(rows, width);
-  bench::measure(state, [&] {
-    rms_norm<float>::forward(bench::policy(), {x.v, {}, config.rms_norm_eps}, {y.v});
-  });
+  const auto weight = bench::random(weighted ? width : 0);
+  const vector_view<const float> w = weighted ? weight.v : vector_view<float>();
+  bench::measure(state, [&] { rms_norm<float>::forward(bench::policy(), {x.v, w, 1e-6}, {y.v}); });
   bench::report_floats(state, 2 * rows * width);
 }
-BENCHMARK(rms_norm_heads)->Apply(bench::decode_and_prefill);
+
+const bool added[] = {
+    bench::at_every_size("rms_norm/forward", {bench::decode_rows, bench::prefill_rows},
+                         [](benchmark::State& state, const model_config& c) {
+                           norm(state, state.range(0), c.hidden_size, true);
+                         }),
+    bench::at_every_size("rms_norm_heads/forward", {bench::decode_rows, bench::prefill_rows},
+                         [](benchmark::State& state, const model_config& c) {
+                           norm(state, state.range(0) * c.attention.num_attention_heads, c.attention.head_dim,
+                                false);
+                         })};
 }  // namespace

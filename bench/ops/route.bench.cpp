@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+// Choosing experts by score, and by a table.
 #include <dsv4/ops/route.hpp>
 
+#include <algorithm>
 #include <support/fixtures.hpp>
 
 namespace {
 using namespace dsv4;
-constexpr moe_config m = bench::config.moe;
 
-void route_scores(benchmark::State& state) {
+void scores(benchmark::State& state, const model_config& c) {
+  const moe_config& m = c.moe;
   const std::int64_t rows = state.range(0);
   const auto logits = bench::random(rows, m.n_routed_experts),
              weights = bench::zeros(rows, m.num_experts_per_tok);
@@ -17,22 +19,25 @@ void route_scores(benchmark::State& state) {
     route<float>::forward(bench::policy(), {logits, bias, {}, {}, m.routed_scaling_factor},
                           {experts, weights});
   });
-  bench::report_rows(state, rows);
+  bench::report_floats(state, rows * m.n_routed_experts, bench::traffic::read);
 }
-BENCHMARK(route_scores)->Apply(bench::decode_and_prefill);
 
-void route_hash(benchmark::State& state) {
-  const std::int64_t rows = state.range(0), vocabulary = bench::config.vocab_size;
-  const auto logits = bench::random(rows, m.n_routed_experts),
-             weights = bench::zeros(rows, m.num_experts_per_tok);
-  const auto table = bench::random_ids(m.n_routed_experts, vocabulary, m.num_experts_per_tok);
-  const auto tokens = bench::random_ids(bench::config.vocab_size, rows);
-  const auto experts = bench::zeros<std::int32_t>(rows, m.num_experts_per_tok);
+void table(benchmark::State& state, const model_config& c) {
+  const moe_config& m = c.moe;
+  const std::int64_t rows = state.range(0), k = m.num_experts_per_tok;
+  const std::int32_t vocabulary = std::min(c.vocab_size, 16384);
+  const auto logits = bench::random(rows, m.n_routed_experts), weights = bench::zeros(rows, k);
+  const auto ids = bench::random_ids(m.n_routed_experts, vocabulary, k);
+  const auto tokens = bench::random_ids(vocabulary, rows);
+  const auto experts = bench::zeros<std::int32_t>(rows, k);
   bench::measure(state, [&] {
-    route<float>::forward(bench::policy(), {logits, {}, table, tokens, m.routed_scaling_factor},
+    route<float>::forward(bench::policy(), {logits, {}, ids, tokens, m.routed_scaling_factor},
                           {experts, weights});
   });
-  bench::report_rows(state, rows);
+  bench::report_floats(state, rows * 3 * k, bench::traffic::read);
 }
-BENCHMARK(route_hash)->Apply(bench::decode_and_prefill);
+
+const bool added[] = {
+    bench::at_every_size("route/forward", {bench::decode_rows, bench::prefill_rows}, scores),
+    bench::at_every_size("route_table/forward", {bench::decode_rows, bench::prefill_rows}, table)};
 }  // namespace

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// The last queries of a context, as a layer of each kind asks for them.
 #include <dsv4/ops/sparse_attention.hpp>
 
 #include <algorithm>
@@ -8,10 +9,9 @@
 namespace {
 using namespace dsv4;
 
-/// The last `rows` queries of a context of `context` tokens, as a layer of each kind asks for them.
-void attend(benchmark::State& state, attention_kind kind) {
-  constexpr attention_config a = bench::config.attention;
-  const std::int64_t rows = state.range(0), context = state.range(1), first = context - rows;
+void attend(benchmark::State& state, const model_config& c, attention_kind kind, std::int64_t context) {
+  const attention_config& a = c.attention;
+  const std::int64_t rows = state.range(0), first = context - rows;
   const std::int64_t oldest = std::max<std::int64_t>(0, first - a.sliding_window + 1);
   const std::int64_t ratio = a.compress_ratio(kind), entries = ratio ? context / ratio : 0;
   const auto q = bench::random(rows, a.num_attention_heads, a.head_dim),
@@ -38,11 +38,15 @@ void attend(benchmark::State& state, attention_kind kind) {
   bench::report_flops(state, 4 * keys * a.num_attention_heads * a.head_dim);
 }
 
-void contexts(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"rows", "context"})->UseRealTime();
-  b->Args({bench::decode_rows, 512})->Args({bench::prefill_rows, 512})->Args({bench::decode_rows, 16384});
-}
-BENCHMARK_CAPTURE(attend, sliding, attention_kind::sliding)->Apply(contexts);
-BENCHMARK_CAPTURE(attend, csa, attention_kind::csa)->Apply(contexts);
-BENCHMARK_CAPTURE(attend, hca, attention_kind::hca)->Apply(contexts);
+const bool added = [] {
+  const std::pair<const char*, attention_kind> kinds[] = {
+      {"sliding", attention_kind::sliding}, {"csa", attention_kind::csa}, {"hca", attention_kind::hca}};
+  for (const auto& [name, kind] : kinds)
+    for (const std::int64_t context : {512, 16384})
+      bench::at_every_size(
+          "sparse_attention_" + std::string(name) + "_" + std::to_string(context) + "/forward",
+          {bench::decode_rows, 64},
+          [kind = kind, context](auto& state, auto& c) { attend(state, c, kind, context); });
+  return true;
+}();
 }  // namespace

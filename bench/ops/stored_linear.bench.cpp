@@ -19,11 +19,8 @@
 namespace {
 using namespace dsv4;
 
-double seconds_of(const auto& body) {
-  const auto begin = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
+using bench::seconds_of;
+using bench::detail::chains, bench::detail::rounds;
 
 double median(std::vector<double> v) {
   std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
@@ -44,43 +41,8 @@ void measure_beside(benchmark::State& state, const auto& yardstick, double yards
 }
 
 #if DSV4_X86_KERNELS
-#define DSV4_WIDE [[gnu::target("avx512f,avx512bf16,avx2,fma"), gnu::noinline]]
-#define DSV4_NARROW [[gnu::target("avx2,fma"), gnu::noinline]]
-
-/// The sum of `n` bytes, a multiple of 256, as 32-bit numbers.
-template <class Vector>
-[[gnu::always_inline]] inline std::int64_t sum(const std::uint8_t* p, std::int64_t n) {
-  Vector total[4] = {};
-  for (std::int64_t i = 0; i + std::int64_t{sizeof total} <= n; i += std::int64_t{sizeof total})
-    DSV4_UNROLL for (int j = 0; j < 4; ++j) {
-      Vector v;
-      std::memcpy(&v, p + i + j * static_cast<int>(sizeof v), sizeof v);
-      total[j] += v;
-    }
-  std::int64_t out = 0;
-  for (const Vector& v : total) out += v[0] + v[1];
-  return out;
-}
-DSV4_WIDE std::int64_t sum_wide(const std::uint8_t* p, std::int64_t n) {
-  return sum<std::int32_t __attribute__((vector_size(64)))>(p, n);
-}
-DSV4_NARROW std::int64_t sum_narrow(const std::uint8_t* p, std::int64_t n) {
-  return sum<std::int32_t __attribute__((vector_size(32)))>(p, n);
-}
-
-constexpr std::int64_t rounds = 1 << 18;
-constexpr int chains = 12;  // latency 4 to 6, two a cycle
-
-DSV4_WIDE float fma_wide() {
-  __m512 a[chains], m = _mm512_set1_ps(0.5f);
-  DSV4_UNROLL for (int j = 0; j < chains; ++j) a[j] = _mm512_set1_ps(static_cast<float>(j));
-  for (std::int64_t i = 0; i < rounds; ++i)
-    _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) a[j] = _mm512_fmadd_ps(a[j], m, m);
-  float out = 0;
-  _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) out += _mm512_cvtss_f32(a[j]);
-  return out;
-}
-DSV4_WIDE float bf16_wide() {
+/// As bench::run_fma, with the instruction that multiplies pairs of bf16.
+[[gnu::target("avx512f,avx512bf16,avx2,fma"), gnu::noinline]] float bf16_wide() {
   __m512 a[chains];
   const __m512i m = _mm512_set1_epi16(0x3f00), n = _mm512_set1_epi16(0x3c00);
   _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) a[j] = _mm512_set1_ps(static_cast<float>(j));
@@ -91,30 +53,15 @@ DSV4_WIDE float bf16_wide() {
   _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) out += _mm512_cvtss_f32(a[j]);
   return out;
 }
-DSV4_NARROW float fma_narrow() {
-  __m256 a[chains], m = _mm256_set1_ps(0.5f);
-  _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) a[j] = _mm256_set1_ps(static_cast<float>(j));
-  for (std::int64_t i = 0; i < rounds; ++i)
-    _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) a[j] = _mm256_fmadd_ps(a[j], m, m);
-  float out = 0;
-  _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) out += _mm256_cvtss_f32(a[j]);
-  return out;
-}
-
-bool wide() { return detail::best_set() == detail::instruction_set::avx512; }
-
-std::int64_t sum_bytes(const std::uint8_t* p, std::int64_t n) {
-  return wide() ? sum_wide(p, n) : sum_narrow(p, n);
-}
-/// Runs the register loop on every thread; returns what it did.
-double peak_flops(bool bf16) {
+double run_bf16() {
   const int threads = bench::policy().threads();
   bench::policy().parallel_for(threads, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i)
-      benchmark::DoNotOptimize(bf16 ? bf16_wide() : wide() ? fma_wide() : fma_narrow());
+    for (std::int64_t i = begin; i < end; ++i) benchmark::DoNotOptimize(bf16_wide());
   });
-  return 2.0 * chains * double(rounds) * threads * (bf16 ? 32 : wide() ? 16 : 8);
+  return 2.0 * chains * double(rounds) * threads * 32;
 }
+/// Runs the register loop on every thread; returns what it did.
+double run_peak(bool bf16) { return bf16 ? run_bf16() : bench::run_fma(); }
 
 /// One stretch of memory that all weights lie in, far larger than the caches: what the yardstick reads too.
 constexpr std::int64_t pool_bytes = std::int64_t{640} << 20;
@@ -134,7 +81,7 @@ std::uint8_t* pool() {
 void read(std::int64_t bytes) {
   constexpr std::int64_t part = 1 << 20;
   bench::policy().parallel_for(bytes / part, 1, [&](std::int64_t begin, std::int64_t end) {
-    benchmark::DoNotOptimize(sum_bytes(pool() + begin * part, (end - begin) * part));
+    benchmark::DoNotOptimize(bench::sum_bytes(pool() + begin * part, (end - begin) * part));
   });
 }
 
@@ -198,10 +145,10 @@ void many_rows(benchmark::State& state) {
   const std::int64_t n = state.range(0), o = state.range(1), k = state.range(2);
   operands<W, X> of(n, o, k);
   const bool bf16 = detail::bf16_products<float, W, X>();
-  const double peak = peak_flops(bf16), flops = 2.0 * double(n) * double(o) * double(k);
+  const double peak = run_peak(bf16), flops = 2.0 * double(n) * double(o) * double(k);
   std::size_t next = 0;
   measure_beside(
-      state, [&] { peak_flops(bf16); }, peak,
+      state, [&] { run_peak(bf16); }, peak,
       [&] {
         linear<float, space::host, W, X>::forward(bench::policy(),
                                                   {of.x, of.weights[next++ % of.weights.size()]},
@@ -209,7 +156,8 @@ void many_rows(benchmark::State& state) {
       },
       flops);
   state.SetLabel(bf16 ? "of the bf16 peak" : "of the FMA peak");
-  bench::report_flops(state, flops);
+  state.counters["FLOP/s"] =
+      benchmark::Counter(flops, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
   state.SetItemsProcessed(state.iterations());
 }
 
@@ -239,11 +187,11 @@ void eigen_few_rows(benchmark::State& state) {
 void eigen_many_rows(benchmark::State& state) {
   const std::int64_t n = state.range(0), o = state.range(1), k = state.range(2);
   operands<float, float> of(n, o, k);
-  const double peak = peak_flops(false), flops = 2.0 * double(n) * double(o) * double(k);
+  const double peak = run_peak(false), flops = 2.0 * double(n) * double(o) * double(k);
   const int threads = bench::policy().threads();
   const matrix_view<float> y(of.y.data(), n, o);
   measure_beside(
-      state, [&] { peak_flops(false); }, peak,
+      state, [&] { run_peak(false); }, peak,
       [&] {
         bench::policy().parallel_for(threads, 1, [&](std::int64_t begin, std::int64_t end) {
           for (std::int64_t i = begin; i < end; ++i) {
@@ -255,7 +203,8 @@ void eigen_many_rows(benchmark::State& state) {
       },
       flops);
   state.SetLabel(Eigen::SimdInstructionSetsInUse());
-  bench::report_flops(state, flops);
+  state.counters["FLOP/s"] =
+      benchmark::Counter(flops, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
   state.SetItemsProcessed(state.iterations());
 }
 
