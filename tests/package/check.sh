@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # check.sh SOURCE_DIR BUILD_DIR: installs the package into a prefix with a space and builds examples/downstream against it,
-# then with add_subdirectory and FetchContent; the tokenizer component; the CUDA component where there is nvcc; pkg-config where there is one.
+# then with add_subdirectory and FetchContent; the projects that the documentation shows; the tokenizer component; the CUDA component where there is nvcc; pkg-config where there is one.
 set -euo pipefail
 source=$1
 work="$2/package test"
@@ -20,6 +20,15 @@ build() {  # name, cmake arguments
 build find_package -DCMAKE_PREFIX_PATH="$prefix"
 build add_subdirectory -DDSV4_SOURCE="$source"
 build fetch_content -DDSV4_FETCH="$source"
+
+# The projects that the documentation shows: programs have their project's name.
+python3 "$source/tests/docs/extract.py" "$source" "$work/documented"
+for project in "$work/documented/projects"/*/; do
+  name=$(basename "$project")
+  cmake -S "$project" -B "$work/documented/$name" -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH="$prefix" > "$work/$name.log"
+  cmake --build "$work/documented/$name" >> "$work/$name.log" || { cat "$work/$name.log"; exit 1; }
+  echo "documented project $name: $(cd "$source" && "$work/documented/$name/$name")"
+done
 
 mkdir "$work/components"
 cat > "$work/components/CMakeLists.txt" <<'EOF'
