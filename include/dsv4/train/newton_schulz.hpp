@@ -85,7 +85,8 @@ constexpr newton_schulz_form faster_form(std::int64_t rows, std::int64_t columns
 /// y[b] = the steps applied to x[b] / (|x[b]|_F + epsilon), for each of B matrices. Tall matrices are worked
 /// on transposed. y may be x. In the Gram form X and R are made anew after every `restart` steps, because R's
 /// rounding errors grow twelvefold a step; 0 leaves that to the precision (4 in float, 5 in double).
-/// Source: report, section 2.4, and Dao-AILab's Gram form.
+/// Source: report, section 2.4, and Dao-AILab's Gram form. A kernel also tells how much memory it borrows:
+/// scratch(policy, inputs), in elements of T.
 template <class T, space S = space::host>
 struct newton_schulz {
   static constexpr space memory = S;
