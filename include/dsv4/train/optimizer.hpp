@@ -22,6 +22,7 @@ namespace dsv4 {
 struct optimizer_options {
   muon_options muon = {};
   adamw_options adamw = {};
+  bool muon_for_matrices = true;  ///< false: AdamW for all, to compare with
 };
 
 /// The state of Muon and AdamW for a model of configuration `C`: one momentum per element of a Muon matrix,
@@ -47,6 +48,8 @@ class optimizer {
     for_each_parameter<C>(views, [&](const parameter_info& info, auto&) {
       slot s{info.name, rule_of(C, info), 0, 1};
       for (std::int64_t n : info.shape) s.count *= n;
+      if (s.rule.rule == update_rule::muon && !options.muon_for_matrices)
+        s.rule = {update_rule::adamw, true, {}};
       std::int64_t& end = s.rule.rule == update_rule::muon ? momenta : moments;
       s.offset = end;
       if (has_state(s)) end += padded(s.count);
