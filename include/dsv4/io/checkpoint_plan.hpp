@@ -96,7 +96,7 @@ std::int64_t cache_bytes(std::int64_t tokens) {
 inline constexpr std::string_view numerics_names[] = {"float32", "bf16", "mxfp4_experts_only", "v4_released",
                                                       "v4_released_base"};
 
-/// Calls f.operator()<Q>() for the numerics called `name`. Throws contract_error for another name.
+/// Calls `f.operator()<Q>()` for the numerics called `name`. Throws contract_error for another name.
 template <class F>
 decltype(auto) with_numerics(std::string_view name, const F& f) {
   if (name == "float32") return f.template operator()<numerics::float32>();
