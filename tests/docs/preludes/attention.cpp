@@ -14,7 +14,8 @@ int main() {
   parameter_store<config, float> store;
   initialise_by_name(store);
   const auto& weights = store.views().layers[1].attention;
-  attention_cache<float> first(config.attention, config.kind(1), 0), second(config.attention, config.kind(1), 0);
+  attention_cache<float> first(config.attention, config.kind(1), 0),
+      second(config.attention, config.kind(1), 0);
   workspace scratch;
   buffer<float> in(40 * config.hidden_size), out(40 * config.hidden_size);
   for (std::int64_t i = 0; i < in.size(); ++i) in[i] = float(i % 7) - 3;
@@ -23,10 +24,10 @@ int main() {
   second.reserve(exec::cpu{}, 41, 0);
   first.reserve(exec::cpu{}, 3, 0);
   const attention_segment<float> prompt{&second, 0, 0, 40};
-  attention<config.attention, numerics::float32, float, space::host>(exec::cpu{}, scratch, weights, config.rms_norm_eps,
-                                                                     std::span(&prompt, 1), x, y);
+  attention<config.attention, numerics::float32, float, space::host>(
+      exec::cpu{}, scratch, weights, config.rms_norm_eps, std::span(&prompt, 1), x, y);
   x = x.rows(0, 4), y = y.rows(0, 4);
-// BLOCK
+  // BLOCK
   double sum = 0;
   for (std::int64_t i = 0; i < y.size(); ++i) sum += std::abs(y.data[i]);
   return std::isfinite(sum) && sum > 0 ? 0 : 1;

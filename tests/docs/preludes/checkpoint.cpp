@@ -11,16 +11,16 @@
 #include <dsv4/model/quantise_parameters.hpp>
 #include <dsv4/model/transformer.hpp>
 
-#include <unistd.h>
-
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <string>
+#include <unistd.h>
 
 struct temporary_folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / ("dsv4_docs_" + std::to_string(getpid()));
+  std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("dsv4_docs_" + std::to_string(getpid()));
   temporary_folder() {
     dsv4::parameter_store<dsv4::v4_nano, float> wide;
     dsv4::initialise_by_name(wide);
@@ -35,5 +35,5 @@ struct temporary_folder {
 int main() {
   const temporary_folder made;
   const std::filesystem::path& folder = made.path;
-// BLOCK
+  // BLOCK
 }

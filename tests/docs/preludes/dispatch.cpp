@@ -24,5 +24,5 @@ int main() {
   const matrix_view<float> x_sorted = sorted.as(6, 4);
   const vector_view<float> weight_sorted = sorted_weight.as(6);
   const vector_view<std::int64_t> offsets = first.as(5), order = pair.as(6);
-// BLOCK
+  // BLOCK
 }

@@ -3,5 +3,5 @@
 
 int main() {
   dsv4::parameter_store<dsv4::testing::short_text, double> weights;
-// BLOCK
+  // BLOCK
 }

@@ -16,5 +16,5 @@ int main() {
   initialise_by_name(weights);
   model::state state;
   workspace scratch;
-// BLOCK
+  // BLOCK
 }

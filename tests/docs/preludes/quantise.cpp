@@ -22,5 +22,5 @@ void check(float found, float wanted) {
 }
 
 int main() {
-// BLOCK
+  // BLOCK
 }

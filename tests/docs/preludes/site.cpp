@@ -18,6 +18,6 @@ int main() {
   buffer<float> x(3 * h.hc_mult * v4_nano.hidden_size);
   for (std::int64_t i = 0; i < x.size(); ++i) x[i] = float(i % 5) - 2;
   const tensor_view<float> streams = x.as(3, h.hc_mult, v4_nano.hidden_size);
-// BLOCK
+  // BLOCK
   return std::isfinite(x[0]) ? 0 : 1;
 }

@@ -5,5 +5,5 @@
 #include <vector>
 
 int main() {
-// BLOCK
+  // BLOCK
 }
