@@ -93,7 +93,8 @@ struct kernel<sparse_attention<T, space::device>, exec::cuda> {
   using op = sparse_attention<T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out,
                       const typename op::saved& keep) {
-    expect(!keep.lse.data, "sparse_attention", "lse", "none: this policy does not write it", keep.lse.extent[0]);
+    expect(!keep.lse.data, "sparse_attention", "lse", "none: this policy does not write it",
+           keep.lse.extent[0]);
     const std::int64_t width = in.q.extent[2];
     expect(width <= 512, "sparse_attention", "q width", "at most 512", width);
     const dim3 grid(static_cast<unsigned>(in.q.extent[0]),
