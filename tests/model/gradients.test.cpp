@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 using namespace dsv4;
@@ -148,12 +149,11 @@ void check_differences(const batch& b, const training_weights& weight, bool inde
     return loss(
         model::step(p, w, m.weights.views(), in, only_value, static_cast<model_gradients<double>*>(nullptr)));
   };
-  // 8 elements of each parameter. The loss is some 50, so its rounding is 1e-14, and that of a difference
-  // over 1e-3 is 1e-11: elements below a hundredth of their parameter's largest are not held to 1e-7 of it.
+  // 5 elements of each parameter.
   const auto worst = grad_check(value, std::span<const grad_check_argument>(arguments),
-                                {.step = 2e-3, .steps = 4, .floor = 1e-2, .most = 8});
+                                {.step = 2e-3, .steps = 4, .floor = 1e-2, .most = 5});
   INFO(worst.text());
-  CHECK(worst.checked > (indexers ? 80 : 900));
+  CHECK(worst.checked > (indexers ? 50 : 600));
   CHECK(worst.error < 1e-7);
 }
 
@@ -418,4 +418,116 @@ TEST_CASE("a step in the formats of the released model is finite, and the same u
   CHECK(std::isfinite(squares));
   CHECK(squares > 0);
   CHECK(same_bits(run_with.operator()<recompute::everything>(), want));
+}
+
+TEST_CASE("the backward pass writes nothing that the forward pass kept, and needs no other memory of it") {
+  using model = training<tiny, double>;
+  model_and_gradients<tiny, double> m;
+  const batch b;
+  const exec::cpu p(2);
+  const training_options options{.mtp = true, .attention = {.indexer_loss = true}};
+  const auto bytes = static_cast<std::size_t>(model::context::bytes(b.offsets, options));
+  workspace memory(bytes), w;
+  const auto c = model::context::take(memory, b.offsets, options);
+  CHECK(memory.high_water() == bytes);
+  CHECK(memory.capacity() == bytes);
+  model::forward(p, w, m.weights.views(), b.inputs<model>(), c);
+
+  const auto* kept =
+      reinterpret_cast<const unsigned char*>(c.attention.front().q_latent.data);  // the first array
+  const std::vector<unsigned char> before(kept, kept + bytes);
+  const auto dhidden = testing::random<double>(b.rows() * tiny.hidden_size, 1),
+             dmtp = testing::random<double>(b.rows() * tiny.hidden_size, 2);
+  const auto dindexer = testing::random<double>(b.rows(), 3);
+  const auto backward = [&] {
+    parameter_store<tiny, double> g;
+    model::backward(
+        p, w, m.weights.views(), b.inputs<model>(), c,
+        {dhidden.as(b.rows(), tiny.hidden_size), dmtp.as(b.rows(), tiny.hidden_size), dindexer.as(b.rows())},
+        g.views());
+    return flat(g);
+  };
+  const auto first = backward();
+  CHECK(std::memcmp(before.data(), kept, bytes) == 0);
+  CHECK(same_bits(backward(), first));
+}
+
+TEST_CASE("recomputing saves memory, and memory is linear in the tokens") {
+  const auto bytes = [](auto policy, std::int64_t tokens) {
+    using model = training<three_layers, float, numerics::float32, decltype(policy)::value>;
+    const std::vector<std::int64_t> offsets{0, tokens};
+    return model::context::bytes(offsets, {});
+  };
+  const auto of = [&]<recompute_policy R>(std::integral_constant<recompute_policy, R> r) {
+    return bytes(r, 512);
+  };
+  const auto nothing = of(std::integral_constant<recompute_policy, recompute::nothing>{});
+  const auto streams = of(std::integral_constant<recompute_policy, recompute::streams>{});
+  const auto sublayers = of(std::integral_constant<recompute_policy, recompute::sublayers>{});
+  const auto everything_again = of(std::integral_constant<recompute_policy, recompute::everything>{});
+  // Six sublayers keep their streams; in blocks of four, two do.
+  const std::int64_t stream = 512 * three_layers.hyper_connection.hc_mult * three_layers.hidden_size * 4;
+  CHECK(nothing - streams == 4 * stream);
+  CHECK(sublayers - everything_again == 4 * stream);
+  CHECK(3 * sublayers < 2 * nothing);
+
+  // What a whole step takes, scratch included.
+  const auto peak = [](std::int64_t tokens) {
+    using model = training<three_layers, float>;
+    parameter_store<three_layers, float> weights, g;
+    initialise_by_name(weights);
+    const batch b({0, tokens}, 258);
+    workspace w;
+    model::step(exec::cpu(2), w, weights.views(), b.inputs<model>(), {.token = 1}, &g.views());
+    return double(w.high_water());
+  };
+  CHECK(peak(2048) / peak(1024) < 2.05);
+}
+
+TEST_CASE("routing weights have a gradient, the router's bias has none") {
+  model_and_gradients<tiny, double> m;
+  using model = training<tiny, double>;
+  workspace w;
+  const batch b;
+  model::step(exec::cpu(1), w, m.weights.views(), b.inputs<model>(), {}, &m.gradients.views());
+  for_each_parameter<tiny>(m.gradients.views(), [&]<class V>(const parameter_info& info, V& v) {
+    if (info.name.starts_with("mtp")) return;
+    const auto any = [&] {
+      for (std::int64_t i = 0; i < v.size(); ++i)
+        if (v.data[i] != 0) return true;
+      return false;
+    };
+    INFO(info.name);
+    if (info.name.ends_with("ffn.gate.weight")) CHECK(any());  // of hash layers too
+    if (info.name.ends_with("ffn.gate.bias")) CHECK(!any());
+  });
+}
+
+TEST_CASE("a loss of the router's own reaches its weights") {
+  model_and_gradients<tiny, double> m;
+  using model = training<tiny, double>;
+  workspace w;
+  const batch b;
+  const auto run_with = [&](const auto& router_loss) {
+    parameter_store<tiny, double> g;
+    model::step(exec::cpu(2), w, m.weights.views(), b.inputs<model>(), {}, &g.views(), router_loss);
+    const auto& gate = g.views().layers[2].ffn.gate;
+    return std::vector<double>(gate.data, gate.data + gate.size());
+  };
+  std::vector<int> layers;
+  const auto plain = run_with(no_router_loss{});
+  const auto pushed = run_with([&](int layer, const auto& logits, const auto& chosen, const auto& dlogits) {
+    layers.push_back(layer);
+    CHECK(logits.extent[0] == b.rows());
+    CHECK(chosen.extent[1] == tiny.moe.num_experts_per_tok);
+    if (layer == 2) dlogits(0, 1) += 1;
+  });
+  CHECK(layers == std::vector<int>{3, 2, 1, 0});
+  CHECK(pushed != plain);
+  // Only the row of expert 1 moved: by the input of the sublayer in row 0.
+  for (std::int64_t e = 0; e < tiny.moe.n_routed_experts; ++e)
+    for (std::int64_t i = 0; i < tiny.hidden_size; ++i) {
+      const auto at = static_cast<std::size_t>(e * tiny.hidden_size + i);
+      if (e != 1) CHECK(pushed[at] == plain[at]);
+    }
 }

@@ -24,6 +24,16 @@ struct training_options {
 };
 
 /// `R` says what is kept. Views of one forward pass: give their memory back only after its backward pass.
+///
+/// Numbers per token, with the names of docs/notation.md, L layers, g output groups of rank r, a query rank
+/// q:
+///   streams           n D for every R.streams_every-th of the 2 L sublayers, and once for the last
+///   each sublayer     (2 + n) n + D
+///   attention         q + (2 H + 1) C + H + g r;   CSA 4 C + C / m more, HCA 2 C + C / m;
+///                     k_index where there is something to select; indexer's loss: J c + J + 4 c + c / m + 1
+///   feed-forward      E + 2 k + 2 (k + 1) I
+///   head              n + D
+/// Attention and feed-forward are not kept with R.sublayers. dsv4/cost/training_memory.hpp has this in bytes.
 template <model_config C, class T, recompute_policy R = recompute::nothing, space S = space::host>
 struct training_context {
   static_assert(R.streams_every >= 1, "recompute_policy.streams_every must be at least 1");

@@ -46,8 +46,8 @@ struct grad_check_result {
   std::string name;
   std::int64_t index = -1;
   double analytic = 0, numeric = 0;
-  double error = 0;          ///< relative; infinity when something is not finite
-  double spread = 0;         ///< between the estimates at the two best steps: what the numeric value is worth
+  double error = 0;   ///< relative, beyond what rounding of the loss explains; infinity when not finite
+  double spread = 0;  ///< between the estimates at the two best steps: what the numeric value is worth
   std::int64_t checked = 0;  ///< elements, of all arguments
 
   std::string text() const {
@@ -61,7 +61,8 @@ struct grad_check_result {
 };
 
 /// `loss()` evaluates the function at the current values, in double. Central differences of fourth order:
-/// (8 (f(x + h) - f(x - h)) - (f(x + 2h) - f(x - 2h))) / 12h.
+/// (8 (f(x + h) - f(x - h)) - (f(x + 2h) - f(x - 2h))) / 12h. The four values are rounded, so the estimate is
+/// off by up to 3/2 eps |loss| / h: errors count from there on.
 template <class Loss>
 grad_check_result grad_check(const Loss& loss, std::span<const grad_check_argument> arguments,
                              const grad_check_options& options = {}) {
@@ -76,7 +77,7 @@ grad_check_result grad_check(const Loss& loss, std::span<const grad_check_argume
       const std::int64_t index = i * size / count;
       double& x = a.values[static_cast<std::size_t>(index)];
       const double kept = x;
-      const auto estimate = [&](double step) {
+      const auto estimate = [&](double step, double& rounding) {
         // A power of two: x + h and x - h differ from x by the same exact amount unless |x| is huge.
         const double h = std::exp2(std::round(std::log2(step / 2 * std::max(1.0, std::abs(kept)))));
         const auto at = [&](double offset) {
@@ -85,20 +86,25 @@ grad_check_result grad_check(const Loss& loss, std::span<const grad_check_argume
           x = kept;
           return value;
         };
-        return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h);
+        const double right = at(h);
+        rounding = 1.5 * std::numeric_limits<double>::epsilon() * std::abs(right) / h;
+        return (8 * (right - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h);
       };
-      double numeric = estimate(options.step), spread = std::numeric_limits<double>::infinity();
-      double previous = numeric;
+      double rounding = 0, next_rounding = 0, spread = std::numeric_limits<double>::infinity();
+      double numeric = estimate(options.step, rounding);
+      double previous = numeric, previous_rounding = rounding;
       for (int k = 1; k < options.steps; ++k) {
-        const double next = estimate(options.step * std::pow(0.25, k));
-        if (std::abs(next - previous) < spread) spread = std::abs(next - previous), numeric = previous;
-        previous = next;
+        const double next = estimate(options.step * std::pow(0.25, k), next_rounding);
+        if (std::abs(next - previous) < spread)
+          spread = std::abs(next - previous), numeric = previous, rounding = previous_rounding;
+        previous = next, previous_rounding = next_rounding;
       }
       const double analytic = a.gradient[static_cast<std::size_t>(index)];
       const double scale = std::max({std::abs(analytic), std::abs(numeric), options.floor * largest,
                                      std::numeric_limits<double>::min()});
-      double error = std::abs(analytic - numeric) / scale;
-      if (!std::isfinite(error)) error = std::numeric_limits<double>::infinity();
+      double error = std::max(std::abs(analytic - numeric) - rounding, 0.0) / scale;
+      if (!std::isfinite(analytic) || !std::isfinite(numeric))
+        error = std::numeric_limits<double>::infinity();
       ++worst.checked;
       if (error > worst.error || worst.index < 0) {
         worst.name = a.name, worst.index = index;
