@@ -40,7 +40,44 @@ void expand(benchmark::State& state, const model_config& c) {
   bench::report_floats(state, rows * (2 * n + 1) * width);
 }
 
+void gates_backward(benchmark::State& state, const model_config& c) {
+  const hyper_connection_config& h = c.hyper_connection;
+  const std::int64_t rows = state.range(0), n = h.hc_mult, width = c.hidden_size;
+  const auto x = bench::random(rows, n, width), dx = bench::zeros(rows, n, width),
+             dcomb = bench::random(rows, n, n);
+  const auto z = bench::random(rows, h.mixes()), dz = bench::zeros(rows, h.mixes()),
+             dpre = bench::random(rows, n), dpost = bench::random(rows, n);
+  const auto base = bench::random(h.mixes()), scale = bench::random(3), dbase = bench::zeros(h.mixes()),
+             dscale = bench::zeros(3);
+  workspace scratch;
+  bench::measure(state, [&] {
+    hyper_connection_gates<float>::backward(
+        bench::policy(), scratch, {x, z, base, scale, c.rms_norm_eps, h.hc_eps, h.hc_sinkhorn_iters},
+        {dpre, dpost, dcomb}, {dx, dz, dbase, dscale, true});
+  });
+  bench::report_floats(state, rows * (3 * n * width + 3 * h.mixes()));
+}
+
+void expand_backward(benchmark::State& state, const model_config& c) {
+  const std::int64_t rows = state.range(0), n = c.hyper_connection.hc_mult, width = c.hidden_size;
+  const auto x = bench::random(rows, n, width), comb = bench::random(rows, n, n),
+             dx = bench::random(rows, n, width), dcomb = bench::zeros(rows, n, n);
+  const auto v = bench::random(rows, width), dv = bench::zeros(rows, width), post = bench::random(rows, n),
+             dpost = bench::zeros(rows, n);
+  const auto out = bench::zeros(rows, n, width);
+  workspace scratch;
+  bench::measure(state, [&] {
+    hyper_connection_expand<float>::backward(bench::policy(), scratch, {x, v, post, comb}, {dx},
+                                             {out, dv, dpost, dcomb});
+  });
+  bench::report_floats(state, rows * (3 * n + 2) * width);
+}
+
 const bool added[] = {
+    bench::at_every_size("hyper_connection_gates/backward", {bench::decode_rows, bench::prefill_rows},
+                         gates_backward),
+    bench::at_every_size("hyper_connection_expand/backward", {bench::decode_rows, bench::prefill_rows},
+                         expand_backward),
     bench::at_every_size("hyper_connection_gates/forward", {bench::decode_rows, bench::prefill_rows}, gates),
     bench::at_every_size("hyper_connection_collapse/forward", {bench::decode_rows, bench::prefill_rows},
                          collapse),

@@ -45,6 +45,19 @@ void linear_float(benchmark::State& state, const shape& s, C c) {
   report(state, rows, out, in, out * in);
 }
 
+/// dx = dy W and dW += dy^T x.
+void linear_float_backward(benchmark::State& state, const shape& s, C c) {
+  const std::int64_t rows = state.range(0), out = s.out(c), in = s.in(c);
+  if (bench::too_large(state, 8 * out * in)) return;
+  const auto x = bench::random(rows, in), weight = bench::random(out, in), dy = bench::random(rows, out),
+             dx = bench::zeros(rows, in), dweight = bench::zeros(out, in);
+  workspace scratch;
+  bench::measure(state, [&] {
+    linear<float>::backward(bench::policy(), scratch, {x, weight}, {dy}, {dx, dweight});
+  });
+  report(state, 2 * rows, out, in, 3 * out * in);
+}
+
 /// On one thread, with the instructions that this program was compiled for (the label); bench_eigen_gemm is
 /// the yardstick with all threads and vector instructions.
 void eigen_float(benchmark::State& state, const shape& s, C c) {
@@ -68,16 +81,36 @@ void batched_linear_float(benchmark::State& state, C c) {
   report(state, rows * groups, out, in, groups * out * in);
 }
 
-/// The routed experts' w1, tokens spread evenly; in decode the first k experts have a row each.
+/// Rows of every expert, spread evenly; in decode the first k experts have a row each.
+bench::array<std::int64_t, 1> even_offsets(std::int64_t experts, std::int64_t pairs) {
+  auto offsets = bench::zeros<std::int64_t>(experts + 1);
+  for (std::int64_t e = 0; e <= experts; ++e)
+    offsets.v(e) = pairs < experts ? std::min(e, pairs) : pairs * e / experts;
+  return offsets;
+}
+
+void grouped_linear_backward(benchmark::State& state, C c) {
+  const std::int64_t experts = c.moe.n_routed_experts, out = inner(c), in = hidden(c);
+  const std::int64_t pairs = state.range(0) * c.moe.num_experts_per_tok;
+  if (bench::too_large(state, 8 * experts * out * in)) return;
+  const auto x = bench::random(pairs, in), dy = bench::random(pairs, out), dx = bench::zeros(pairs, in);
+  const auto weight = bench::random(experts, out, in), dweight = bench::zeros(experts, out, in);
+  const auto offsets = even_offsets(experts, pairs);
+  workspace scratch;
+  bench::measure(state, [&] {
+    grouped_linear<float>::backward(bench::policy(), scratch, {x, offsets, weight}, {dy}, {dx, dweight});
+  });
+  report(state, 2 * pairs, out, in, 3 * std::min(pairs, experts) * out * in);
+}
+
+/// The routed experts' w1.
 void grouped_linear_float(benchmark::State& state, C c) {
   const std::int64_t experts = c.moe.n_routed_experts, out = inner(c), in = hidden(c);
   const std::int64_t pairs = state.range(0) * c.moe.num_experts_per_tok;
   if (bench::too_large(state, 4 * experts * out * in)) return;
   const auto x = bench::random(pairs, in), y = bench::zeros(pairs, out);
   const auto weight = bench::random(experts, out, in);
-  const auto offsets = bench::zeros<std::int64_t>(experts + 1);
-  for (std::int64_t e = 0; e <= experts; ++e)
-    offsets.v(e) = pairs < experts ? std::min(e, pairs) : pairs * e / experts;
+  const auto offsets = even_offsets(experts, pairs);
   bench::measure(state, [&] { grouped_linear<float>::forward(bench::policy(), {x, offsets, weight}, {y}); });
   report(state, pairs, out, in, std::min(pairs, experts) * out * in);
 }
@@ -87,10 +120,13 @@ const bool added = [] {
   for (const shape& s : shapes) {
     bench::at_every_size(std::string("linear_") + s.name + "/forward", rows,
                          [&s](benchmark::State& state, C c) { linear_float(state, s, c); });
+    bench::at_every_size(std::string("linear_") + s.name + "/backward", rows,
+                         [&s](benchmark::State& state, C c) { linear_float_backward(state, s, c); });
     bench::at_size(bench::sizes[1], std::string("eigen_") + s.name + "/forward", rows,
                    [&s](benchmark::State& state, C c) { eigen_float(state, s, c); });
   }
   return bench::at_every_size("batched_linear/forward", rows, batched_linear_float) &&
-         bench::at_every_size("grouped_linear/forward", rows, grouped_linear_float);
+         bench::at_every_size("grouped_linear/forward", rows, grouped_linear_float) &&
+         bench::at_every_size("grouped_linear/backward", rows, grouped_linear_backward);
 }();
 }  // namespace

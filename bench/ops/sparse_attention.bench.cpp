@@ -9,7 +9,8 @@
 namespace {
 using namespace dsv4;
 
-void attend(benchmark::State& state, const model_config& c, attention_kind kind, std::int64_t context) {
+void attend(benchmark::State& state, const model_config& c, attention_kind kind, std::int64_t context,
+            bool backward) {
   const attention_config& a = c.attention;
   const std::int64_t rows = state.range(0), first = context - rows;
   const std::int64_t oldest = std::max<std::int64_t>(0, first - a.sliding_window + 1);
@@ -30,12 +31,26 @@ void attend(benchmark::State& state, const model_config& c, attention_kind kind,
       selected.v(t, j) = static_cast<std::int32_t>(j < kept ? j * visible / kept : -1);
   }
   const double scale = 1 / std::sqrt(double(a.head_dim));
+  const sparse_attention<float>::inputs in{q,     local,  compressed,       selected, sinks,
+                                           first, oldest, a.sliding_window, ratio,    scale};
+  if (!backward) {
+    bench::measure(state, [&] { sparse_attention<float>::forward(bench::policy(), in, {o}); });
+    bench::report_flops(state, 4 * keys * a.num_attention_heads * a.head_dim);
+    return;
+  }
+  const auto lse = bench::zeros(rows, a.num_attention_heads);
+  const auto d_o = bench::random(rows, a.num_attention_heads, a.head_dim),
+             dq = bench::zeros(rows, a.num_attention_heads, a.head_dim);
+  const auto dlocal = bench::zeros(context - oldest, a.head_dim),
+             dcompressed = bench::zeros(entries, a.head_dim);
+  const auto dsinks = bench::zeros(a.num_attention_heads);
+  workspace scratch;
+  sparse_attention<float>::forward(bench::policy(), in, {o}, {lse, {}});
   bench::measure(state, [&] {
-    sparse_attention<float>::forward(
-        bench::policy(),
-        {q, local, compressed, selected, sinks, first, oldest, a.sliding_window, ratio, scale}, {o});
+    sparse_attention<float>::backward(bench::policy(), scratch, in, {lse, o}, {d_o},
+                                      {dq, dlocal, dcompressed, dsinks});
   });
-  bench::report_flops(state, 4 * keys * a.num_attention_heads * a.head_dim);
+  bench::report_flops(state, 10 * keys * a.num_attention_heads * a.head_dim);
 }
 
 const bool added = [] {
@@ -43,10 +58,12 @@ const bool added = [] {
       {"sliding", attention_kind::sliding}, {"csa", attention_kind::csa}, {"hca", attention_kind::hca}};
   for (const auto& [name, kind] : kinds)
     for (const std::int64_t context : {512, 16384})
-      bench::at_every_size(
-          "sparse_attention_" + std::string(name) + "_" + std::to_string(context) + "/forward",
-          {bench::decode_rows, 64},
-          [kind = kind, context](auto& state, auto& c) { attend(state, c, kind, context); });
+      for (const bool backward : {false, true}) {
+        const std::string op = "sparse_attention_" + std::string(name) + "_" + std::to_string(context);
+        bench::at_every_size(
+            op + (backward ? "/backward" : "/forward"), {bench::decode_rows, 64},
+            [=, kind = kind](auto& state, auto& c) { attend(state, c, kind, context, backward); });
+      }
   return true;
 }();
 }  // namespace
