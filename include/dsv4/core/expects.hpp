@@ -10,17 +10,28 @@
 
 namespace dsv4 {
 
+namespace detail {
+/// Out of line, so that checks cost their callers a comparison and a call.
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail(std::string_view where, std::string_view argument,
+                                                        std::string_view expected, std::int64_t found) {
+  throw contract_error(where, argument, expected, std::to_string(found));
+}
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail(std::string_view where, std::string_view argument,
+                                                        std::int64_t expected, std::int64_t found) {
+  fail(where, argument, std::to_string(expected), found);
+}
+}  // namespace detail
+
 /// Throws contract_error unless `found == expected`; `where` names the op, `argument` the extent.
 inline void expect_extent(std::string_view where, std::string_view argument, std::int64_t found,
                           std::int64_t expected) {
-  if (found != expected)
-    throw contract_error(where, argument, std::to_string(expected), std::to_string(found));
+  if (found != expected) detail::fail(where, argument, expected, found);
 }
 
 /// Throws contract_error unless `condition`; `expected` is the rule in words.
 inline void expect(bool condition, std::string_view where, std::string_view argument,
                    std::string_view expected, std::int64_t found) {
-  if (!condition) throw contract_error(where, argument, expected, std::to_string(found));
+  if (!condition) detail::fail(where, argument, expected, found);
 }
 
 }  // namespace dsv4
