@@ -88,6 +88,7 @@ struct kernel<route<T>, exec::reference> {
   static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
     const std::int64_t n = in.logits.extent[1], k = out.experts.extent[1];
     std::vector<std::int32_t> order(static_cast<std::size_t>(n));
+    std::vector<T> keys(order.size());
     for (std::int64_t t = 0; t < in.logits.extent[0]; ++t) {
       if (in.table.data) {
         const std::int64_t id = in.tokens(t);
@@ -99,9 +100,11 @@ struct kernel<route<T>, exec::reference> {
         }
       } else {
         // Selection in the storage type: double rounding must not separate what the model holds equal.
-        const auto key = [&](std::int32_t e) { return T(op::score(double(in.logits(t, e)))) + in.bias(e); };
-        for (std::int64_t e = 0; e < n; ++e)
+        for (std::int64_t e = 0; e < n; ++e) {
           order[static_cast<std::size_t>(e)] = static_cast<std::int32_t>(e);
+          keys[static_cast<std::size_t>(e)] = T(op::score(double(in.logits(t, e)))) + in.bias(e);
+        }
+        const auto key = [&](std::int32_t e) { return keys[static_cast<std::size_t>(e)]; };
         std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](std::int32_t a, std::int32_t b) {
           return key(a) != key(b) ? key(a) > key(b) : a < b;
         });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The coefficients of hyper-connections on host threads: Sinkhorn stays in registers for small n.
+/// The coefficients of hyper-connections on host threads: four tokens at a time, each in a lane of its own.
 #pragma once
 
 #include <dsv4/ops/cpu/rms_norm.hpp>
@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace dsv4 {
@@ -19,7 +20,7 @@ struct kernel<hyper_connection_gates<T>, exec::cpu> {
     const std::int64_t width = in.x.extent[1] * in.x.extent[2];
     for_streams(in.x.extent[1], [&]<int Streams>() {
       p.parallel_for(in.x.extent[0], 1 + 8192 / (width + 1), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t t = begin; t < end; ++t) row<Streams>(in, out, t);
+        for (std::int64_t t = begin; t < end; t += lanes) rows<Streams>(in, out, t, std::min(lanes, end - t));
       });
     });
   }
@@ -35,8 +36,9 @@ struct kernel<hyper_connection_gates<T>, exec::cpu> {
       detail::sum_over_rows<T>(p, w, in.x.extent[0], mixes + segments, sums.data,
                                [&](std::int64_t begin, std::int64_t end, T* partial) {
                                  std::vector<T> scratch(sinkhorn_scratch(in));
-                                 for (std::int64_t t = begin; t < end; ++t)
-                                   row_backward<Streams>(in, up, g, t, partial, scratch.data());
+                                 for (std::int64_t t = begin; t < end; t += lanes)
+                                   rows_backward<Streams>(in, up, g, t, std::min(lanes, end - t), partial,
+                                                          scratch.data());
                                });
     });
     for (std::int64_t i = 0; i < g.dbase.extent[0]; ++i) g.dbase(i) += sums(i);
@@ -45,6 +47,8 @@ struct kernel<hyper_connection_gates<T>, exec::cpu> {
 
  private:
   static constexpr int widest = 16;
+  static constexpr std::int64_t lanes = 4;  ///< tokens at a time: a token's bits do not depend on its lane
+  typedef T vec __attribute__((vector_size(4 * sizeof(T))));  // an alias would lose the attribute
 
   /// Calls body<n>(): the usual numbers of streams at compile time, others as 0.
   template <class Body>
@@ -63,152 +67,174 @@ struct kernel<hyper_connection_gates<T>, exec::cpu> {
     }
   }
 
+  /// What both passes begin with, for tokens [t, t + count); lanes without a token repeat the last one.
   template <int Streams>
-  static void row(const typename op::inputs& in, const typename op::outputs& out, std::int64_t t) {
-    const int n = Streams ? Streams : static_cast<int>(in.x.extent[1]);
-    const std::int64_t width = n * in.x.extent[2];
-    const T* z = in.z.data + t * in.z.stride[0];
-    const T rho = T(1) / std::sqrt(detail::sum_of_squares(in.x.data + t * in.x.stride[0], width) / T(width) +
-                                   T(in.norm_eps));
-    const T eps = T(in.eps);
-    const auto h = [&](int i, int segment) { return z[i] * rho * in.scale(segment) + in.base(i); };
-    const auto sigmoid = [](T v) { return T(1) / (T(1) + std::exp(-v)); };
-    for (int i = 0; i < n; ++i) out.pre(t, i) = sigmoid(h(i, 0)) + eps;
-    if (in.scale.extent[0] == 1) return;
-    for (int i = 0; i < n; ++i) out.post(t, i) = T(2) * sigmoid(h(n + i, 1));
+  struct tokens {
+    static constexpr int size = Streams ? Streams : widest;
+    int n, mixes;
+    bool whole;  ///< not only `pre`
+    T rho[lanes];
+    vec h[(2 + size) * size];
 
-    constexpr int size = Streams ? Streams : widest;
-    T m[size][size];
-    for (int j = 0; j < n; ++j) {
-      T top = h(2 * n + n * j, 2), sum = 0;
-      for (int k = 1; k < n; ++k) top = std::max(top, h(2 * n + n * j + k, 2));
-      for (int k = 0; k < n; ++k) sum += m[j][k] = std::exp(h(2 * n + n * j + k, 2) - top);
-      for (int k = 0; k < n; ++k) m[j][k] = m[j][k] / sum + eps;
-    }
-    for (int iteration = 0; iteration < in.sinkhorn_iters; ++iteration) {
-      for (int j = 0; iteration > 0 && j < n; ++j) {
-        T sum = eps;
-        for (int k = 0; k < n; ++k) sum += m[j][k];
-        const T inverse = T(1) / sum;
-        for (int k = 0; k < n; ++k) m[j][k] *= inverse;
+    tokens(const typename op::inputs& in, std::int64_t t, std::int64_t count)
+        : n(Streams ? Streams : static_cast<int>(in.x.extent[1])), whole(in.scale.extent[0] == 3) {
+      mixes = whole ? (2 + n) * n : n;
+      const std::int64_t width = n * in.x.extent[2];
+      for (std::int64_t l = 0; l < lanes; ++l) {
+        const std::int64_t row = t + std::min(l, count - 1);
+        const T* z = in.z.data + row * in.z.stride[0];
+        rho[l] = l < count
+                     ? T(1) / std::sqrt(detail::sum_of_squares(in.x.data + row * in.x.stride[0], width) /
+                                            T(width) +
+                                        T(in.norm_eps))
+                     : rho[l - 1];
+        for (int i = 0; i < mixes; ++i) h[i][l] = z[i] * rho[l] * in.scale(segment(i)) + in.base(i);
       }
-      T sum[size];
-      for (int k = 0; k < n; ++k) sum[k] = eps;
-      for (int j = 0; j < n; ++j)
-        for (int k = 0; k < n; ++k) sum[k] += m[j][k];
-      for (int k = 0; k < n; ++k) sum[k] = T(1) / sum[k];
-      for (int j = 0; j < n; ++j)
-        for (int k = 0; k < n; ++k) m[j][k] *= sum[k];
     }
-    for (int j = 0; j < n; ++j)
-      for (int k = 0; k < n; ++k) out.comb(t, j, k) = m[j][k];
+    int segment(int i) const { return i < n ? 0 : i < 2 * n ? 1 : 2; }
+
+    /// Sigmoids of h[first, first + n), in place.
+    void sigmoids(int first) {
+      for (int i = first; i < first + n; ++i)
+        for (std::int64_t l = 0; l < lanes; ++l) h[i][l] = T(1) / (T(1) + std::exp(-h[i][l]));
+    }
+    /// The softmax of every row of the last n n of h, in place.
+    void softmax() {
+      for (int j = 0; j < n; ++j) {
+        vec* row = h + 2 * n + n * j;
+        vec top = row[0], sum{};
+        for (int k = 1; k < n; ++k) top = top < row[k] ? row[k] : top;
+        for (int k = 0; k < n; ++k) {
+          row[k] -= top;
+          for (std::int64_t l = 0; l < lanes; ++l) row[k][l] = std::exp(row[k][l]);
+          sum += row[k];
+        }
+        for (int k = 0; k < n; ++k) row[k] /= sum;
+      }
+    }
+    /// One normalisation of m, columns or rows; `inverse` becomes the inverses of the divisors.
+    void normalise(vec* m, bool columns, T eps, vec* inverse) const {
+      const int across = columns ? 1 : n, along = columns ? n : 1;
+      for (int a = 0; a < n; ++a) {
+        vec sum = vec{} + eps;
+        for (int b = 0; b < n; ++b) sum += m[a * across + b * along];
+        inverse[a] = T(1) / sum;
+        for (int b = 0; b < n; ++b) m[a * across + b * along] *= inverse[a];
+      }
+    }
+  };
+
+  template <int Streams>
+  static void rows(const typename op::inputs& in, const typename op::outputs& out, std::int64_t t,
+                   std::int64_t count) {
+    tokens<Streams> token(in, t, count);
+    const int n = token.n;
+    const T eps = T(in.eps);
+    token.sigmoids(0);
+    for (std::int64_t l = 0; l < count; ++l)
+      for (int i = 0; i < n; ++i) out.pre(t + l, i) = token.h[i][l] + eps;
+    if (!token.whole) return;
+    token.sigmoids(n);
+    token.softmax();
+    vec* const m = token.h + 2 * n;
+    vec inverse[tokens<Streams>::size];
+    for (int i = 0; i < n * n; ++i) m[i] += eps;
+    for (int step = 0; step < 2 * in.sinkhorn_iters - 1; ++step)
+      token.normalise(m, step % 2 == 0, eps, inverse);
+    for (std::int64_t l = 0; l < count; ++l) {
+      for (int i = 0; i < n; ++i) out.post(t + l, i) = T(2) * token.h[n + i][l];
+      for (int j = 0; j < n; ++j)
+        for (int k = 0; k < n; ++k) out.comb(t + l, j, k) = m[n * j + k][l];
+    }
   }
 
-  /// Per normalisation: its output, and the inverses of its divisors.
+  /// Per normalisation: its output, and the inverses of its divisors, of all lanes.
   static std::size_t sinkhorn_scratch(const typename op::inputs& in) {
     const std::int64_t n = in.x.extent[1];
-    return static_cast<std::size_t>((n * n + n) * std::max(0, 2 * in.sinkhorn_iters - 1));
+    return static_cast<std::size_t>(lanes * (n * n + n) * std::max(0, 2 * in.sinkhorn_iters - 1));
   }
 
   template <int Streams>
-  static void row_backward(const typename op::inputs& in, const typename op::upstream& up,
-                           const typename op::gradients& g, std::int64_t t, T* partial, T* scratch) {
-    constexpr int size = Streams ? Streams : widest;
-    const int n = Streams ? Streams : static_cast<int>(in.x.extent[1]);
+  static void rows_backward(const typename op::inputs& in, const typename op::upstream& up,
+                            const typename op::gradients& g, std::int64_t t, std::int64_t count, T* partial,
+                            T* scratch) {
+    tokens<Streams> token(in, t, count);
+    const int n = token.n, mixes = token.mixes;
     const std::int64_t width = n * in.x.extent[2];
-    const bool whole = in.scale.extent[0] == 3;
-    const int mixes = whole ? (2 + n) * n : n;
-    const T* x = in.x.data + t * in.x.stride[0];
-    const T* z = in.z.data + t * in.z.stride[0];
-    const T rho = T(1) / std::sqrt(detail::sum_of_squares(x, width) / T(width) + T(in.norm_eps));
-    const auto h = [&](int i, int segment) { return z[i] * rho * in.scale(segment) + in.base(i); };
-    const auto sigmoid = [](T v) { return T(1) / (T(1) + std::exp(-v)); };
-    T dh[(2 + size) * size];
-    for (int i = 0; i < n; ++i) {
-      const T s = sigmoid(h(i, 0));
-      dh[i] = up.dpre(t, i) * s * (T(1) - s);
+    vec* const dh = token.h;  // takes the place of h, part by part
+    token.sigmoids(0);
+    for (int i = 0; i < n; ++i)
+      for (std::int64_t l = 0; l < count; ++l) dh[i][l] = up.dpre(t + l, i) * dh[i][l] * (T(1) - dh[i][l]);
+    if (token.whole) {
+      token.sigmoids(n);
+      for (int i = 0; i < n; ++i)
+        for (std::int64_t l = 0; l < count; ++l) {
+          const T s = dh[n + i][l];
+          dh[n + i][l] = T(2) * up.dpost(t + l, i) * s * (T(1) - s);
+        }
+      sinkhorn_backward<Streams>(in, up, t, count, token, scratch);
     }
-    if (whole) {
-      for (int i = 0; i < n; ++i) {
-        const T s = sigmoid(h(n + i, 1));
-        dh[n + i] = T(2) * up.dpost(t, i) * s * (T(1) - s);
+    for (std::int64_t l = 0; l < count; ++l) {
+      const T* z = in.z.data + (t + l) * in.z.stride[0];
+      const T rho = token.rho[l];
+      T along = 0;
+      for (int i = 0; i < mixes; ++i) {
+        const int segment = token.segment(i);
+        const T own = dh[i][l], scaled = own * in.scale(segment);
+        partial[i] += own;
+        partial[mixes + segment] += own * z[i] * rho;
+        along += scaled * z[i];
+        if (g.dz.data) g.dz(t + l, i) = rho * scaled;
       }
-      sinkhorn_backward<Streams>(in, up, t, h, dh + 2 * n, scratch);
+      if (!g.dx.data) continue;
+      const T* x = in.x.data + (t + l) * in.x.stride[0];
+      T* dx = g.dx.data + (t + l) * g.dx.stride[0];
+      const T factor = -along * rho / T(width) * rho * rho;
+      if (g.add_to_dx)
+        for (std::int64_t c = 0; c < width; ++c) dx[c] += factor * x[c];
+      else
+        for (std::int64_t c = 0; c < width; ++c) dx[c] = factor * x[c];
     }
-
-    T along = 0;
-    for (int i = 0; i < mixes; ++i) {
-      const int segment = i < n ? 0 : i < 2 * n ? 1 : 2;
-      const T scaled = dh[i] * in.scale(segment);
-      partial[i] += dh[i];
-      partial[mixes + segment] += dh[i] * z[i] * rho;
-      along += scaled * z[i];
-      if (g.dz.data) g.dz(t, i) = rho * scaled;
-    }
-    if (!g.dx.data) return;
-    T* dx = g.dx.data + t * g.dx.stride[0];
-    const T factor = -along * rho / T(width) * rho * rho;
-    if (g.add_to_dx)
-      for (std::int64_t c = 0; c < width; ++c) dx[c] += factor * x[c];
-    else
-      for (std::int64_t c = 0; c < width; ++c) dx[c] = factor * x[c];
   }
 
-  template <int Streams, class H>
+  /// The last n n of token.h become their gradients.
+  template <int Streams>
   static void sinkhorn_backward(const typename op::inputs& in, const typename op::upstream& up,
-                                std::int64_t t, const H& h, T* dh, T* scratch) {
-    constexpr int size = Streams ? Streams : widest;
-    const int n = Streams ? Streams : static_cast<int>(in.x.extent[1]);
-    const int steps = 2 * in.sinkhorn_iters - 1, each = n * n + n;
-    const T eps = T(in.eps);
-    T softmax[size * size], m[size * size], d[size * size];
-    for (int j = 0; j < n; ++j) {
-      T top = h(2 * n + n * j, 2), sum = 0;
-      for (int k = 1; k < n; ++k) top = std::max(top, h(2 * n + n * j + k, 2));
-      for (int k = 0; k < n; ++k) sum += softmax[n * j + k] = std::exp(h(2 * n + n * j + k, 2) - top);
-      for (int k = 0; k < n; ++k) softmax[n * j + k] /= sum, m[n * j + k] = softmax[n * j + k] + eps;
-    }
+                                std::int64_t t, std::int64_t count, tokens<Streams>& token, T* scratch) {
+    constexpr int size = tokens<Streams>::size;
+    const int n = token.n, steps = 2 * in.sinkhorn_iters - 1, each = n * n + n;
+    token.softmax();
+    vec* const softmax = token.h + 2 * n;
+    vec m[size * size], d[size * size], inverse[size], sum;
+    for (int i = 0; i < n * n; ++i) m[i] = softmax[i] + T(in.eps);
+    const auto keep = [&](const vec* from, int count_, T* to) {
+      std::memcpy(to, from, static_cast<std::size_t>(count_) * sizeof(vec));
+    };
     for (int step = 0; step < steps; ++step) {
-      T* inverse = scratch + step * each + n * n;
-      for (int a = 0; a < n; ++a) inverse[a] = eps;
-      if (step % 2 == 0) {  // columns
-        for (int j = 0; j < n; ++j)
-          for (int k = 0; k < n; ++k) inverse[k] += m[n * j + k];
-        for (int k = 0; k < n; ++k) inverse[k] = T(1) / inverse[k];
-        for (int j = 0; j < n; ++j)
-          for (int k = 0; k < n; ++k) m[n * j + k] *= inverse[k];
-      } else {
-        for (int j = 0; j < n; ++j) {
-          for (int k = 0; k < n; ++k) inverse[j] += m[n * j + k];
-          inverse[j] = T(1) / inverse[j];
-          for (int k = 0; k < n; ++k) m[n * j + k] *= inverse[j];
-        }
-      }
-      std::copy_n(m, n * n, scratch + step * each);
+      token.normalise(m, step % 2 == 0, T(in.eps), inverse);
+      keep(m, n * n, scratch + step * each * lanes);
+      keep(inverse, n, scratch + (step * each + n * n) * lanes);
     }
-    for (int j = 0; j < n; ++j)
-      for (int k = 0; k < n; ++k) d[n * j + k] = up.dcomb(t, j, k);
+    for (int i = 0; i < n * n; ++i) d[i] = vec{};
+    for (std::int64_t l = 0; l < count; ++l)
+      for (int j = 0; j < n; ++j)
+        for (int k = 0; k < n; ++k) d[n * j + k][l] = up.dcomb(t + l, j, k);
     for (int step = steps - 1; step >= 0; --step) {
-      const T* y = scratch + step * each;
-      const T* inverse = y + n * n;
-      if (step % 2 == 0) {
-        T sum[size] = {};
-        for (int j = 0; j < n; ++j)
-          for (int k = 0; k < n; ++k) sum[k] += d[n * j + k] * y[n * j + k];
-        for (int j = 0; j < n; ++j)
-          for (int k = 0; k < n; ++k) d[n * j + k] = (d[n * j + k] - sum[k]) * inverse[k];
-      } else {
-        for (int j = 0; j < n; ++j) {
-          T sum = 0;
-          for (int k = 0; k < n; ++k) sum += d[n * j + k] * y[n * j + k];
-          for (int k = 0; k < n; ++k) d[n * j + k] = (d[n * j + k] - sum) * inverse[j];
-        }
+      std::memcpy(m, scratch + step * each * lanes, static_cast<std::size_t>(n * n) * sizeof(vec));
+      std::memcpy(inverse, scratch + (step * each + n * n) * lanes,
+                  static_cast<std::size_t>(n) * sizeof(vec));
+      const int across = step % 2 == 0 ? 1 : n, along = step % 2 == 0 ? n : 1;
+      for (int a = 0; a < n; ++a) {
+        sum = vec{};
+        for (int b = 0; b < n; ++b) sum += d[a * across + b * along] * m[a * across + b * along];
+        for (int b = 0; b < n; ++b)
+          d[a * across + b * along] = (d[a * across + b * along] - sum) * inverse[a];
       }
     }
     for (int j = 0; j < n; ++j) {
-      T sum = 0;
+      sum = vec{};
       for (int k = 0; k < n; ++k) sum += d[n * j + k] * softmax[n * j + k];
-      for (int k = 0; k < n; ++k) dh[n * j + k] = softmax[n * j + k] * (d[n * j + k] - sum);
+      for (int k = 0; k < n; ++k) softmax[n * j + k] *= d[n * j + k] - sum;
     }
   }
 };
