@@ -9,10 +9,11 @@ endif()
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/bin)
 
 add_library(dsv4_own INTERFACE)
-target_compile_options(dsv4_own INTERFACE -Wall -Wextra -Wpedantic -Werror)
+target_compile_options(dsv4_own INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Werror>")
 target_link_libraries(dsv4_own INTERFACE dsv4::tokenizer)
 if(DSV4_SANITIZE)
-  target_compile_options(dsv4_own INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all)
+  target_compile_options(dsv4_own INTERFACE
+    "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all>")
   target_link_options(dsv4_own INTERFACE -fsanitize=address,undefined)
 endif()
 
