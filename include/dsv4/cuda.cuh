@@ -5,13 +5,16 @@
 #include <dsv4/ops/cuda/broadcast_add.cuh>
 #include <dsv4/ops/cuda/compress_pool.cuh>
 #include <dsv4/ops/cuda/copy_rows.cuh>
+#include <dsv4/ops/cuda/cross_entropy.cuh>
 #include <dsv4/ops/cuda/embedding.cuh>
 #include <dsv4/ops/cuda/expert_dispatch.cuh>
 #include <dsv4/ops/cuda/hadamard.cuh>
 #include <dsv4/ops/cuda/hyper_connection.cuh>
 #include <dsv4/ops/cuda/index_topk.cuh>
+#include <dsv4/ops/cuda/indexer_loss.cuh>
 #include <dsv4/ops/cuda/linear.cuh>
 #include <dsv4/ops/cuda/quantise.cuh>
+#include <dsv4/ops/cuda/recast.cuh>
 #include <dsv4/ops/cuda/rms_norm.cuh>
 #include <dsv4/ops/cuda/rope.cuh>
 #include <dsv4/ops/cuda/route.cuh>

@@ -17,3 +17,12 @@ TEMPLATE_TEST_CASE("broadcast_add: cuda equals reference", "", float, double, bf
         });
       }
 }
+
+TEST_CASE("broadcast_add: gradients, cuda equals reference") {
+  auto e = random<float>(7 * 33), dy = random<float>(7 * 4 * 33, 2), de = poison<float>(7 * 33);
+  broadcast_add<float>::backward(exec::reference{}, host_work(), {e.h(7, 33)}, {dy.h(7, 4, 33)},
+                                 {de.h(7, 33)});
+  check_close(de, tolerance<float>(4), [&] {
+    broadcast_add<float, D>::backward(gpu(), work(), {e.d(7, 33)}, {dy.d(7, 4, 33)}, {de.d(7, 33)});
+  });
+}

@@ -20,3 +20,13 @@ TEMPLATE_TEST_CASE("copy_rows: cuda equals reference, around the end of either r
         });
       }
 }
+
+TEST_CASE("copy_rows: gradients, cuda equals reference") {
+  auto source = random<float>(9 * 33), dy = random<float>(7 * 33, 2), dsource = poison<float>(9 * 33);
+  copy_rows<float>::backward(exec::reference{}, host_work(), {source.h(9, 33), 4, 7, 5}, {dy.h(7, 33)},
+                             {dsource.h(9, 33)});
+  check_close(dsource, 0, [&] {
+    copy_rows<float, D>::backward(gpu(), work(), {source.d(9, 33), 4, 7, 5}, {dy.d(7, 33)},
+                                  {dsource.d(9, 33)});
+  });
+}

@@ -45,3 +45,22 @@ TEST_CASE("embedding: on the GPU a token outside the table gives NaN") {
     CHECK(std::isnan(got[16 + c]));
   }
 }
+
+// Terms: up to 300 rows of four streams in one sum.
+TEMPLATE_TEST_CASE("embedding: gradients, cuda equals reference, tokens that come again and again", "", float,
+                   double, bf16) {
+  using T = TestType;
+  for (const std::int64_t width : {1, 130})
+    for (const std::int64_t rows : {0, 1, 3, 300})
+      for (const std::int64_t vocabulary : {2, 50}) {
+        auto table = random<T>(vocabulary * width), dx = random<T>(rows * 4 * width, 2),
+             dtable = random<T>(vocabulary * width, 3);
+        auto tokens = integers<std::int32_t>(rows, 0, vocabulary - 1);
+        embedding<T>::backward(exec::reference{}, host_work(), {tokens.h(rows), table.h(vocabulary, width)},
+                               {dx.h(rows, 4, width)}, {dtable.h(vocabulary, width)});
+        check_close(dtable, tolerance<T>(1200), [&] {
+          embedding<T, D>::backward(gpu(), work(), {tokens.d(rows), table.d(vocabulary, width)},
+                                    {dx.d(rows, 4, width)}, {dtable.d(vocabulary, width)});
+        });
+      }
+}

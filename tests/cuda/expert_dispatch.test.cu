@@ -48,3 +48,40 @@ TEMPLATE_TEST_CASE("expert_dispatch and expert_combine: cuda equals reference", 
         CHECK(same_bytes(shared.fetch(), out.fetch()));
       }
 }
+
+TEMPLATE_TEST_CASE("expert_dispatch and expert_combine: gradients, cuda equals reference", "", float, double,
+                   bf16) {
+  using T = TestType;
+  for (const std::int64_t rows : {1, 3, 200})
+    for (const std::int64_t width : {33, 64}) {
+      const std::int64_t k = 6, experts = 8, pairs = rows * k;
+      auto x = random<T>(rows * width, 1), weights = random<T>(pairs, 2);
+      auto chosen = integers<std::int32_t>(pairs, 0, experts - 1);
+      auto offsets = poison<std::int64_t>(experts + 1), order = poison<std::int64_t>(pairs);
+      auto sorted = poison<T>(pairs * width), weight_sorted = poison<T>(pairs);
+      expert_dispatch<T, D>::forward(
+          gpu(), {x.d(rows, width), chosen.d(rows, k), weights.d(rows, k)},
+          {offsets.d(experts + 1), order.d(pairs), sorted.d(pairs, width), weight_sorted.d(pairs)});
+      order.host = order.fetch();
+      auto dsorted = random<T>(pairs * width, 3), dweight_sorted = random<T>(pairs, 4);
+      auto dx = poison<T>(rows * width), dweights = poison<T>(pairs);
+      expert_dispatch<T>::backward(exec::reference{}, host_work(),
+                                   {x.h(rows, width), chosen.h(rows, k), weights.h(rows, k)},
+                                   {order.h(pairs)}, {dsorted.h(pairs, width), dweight_sorted.h(pairs)},
+                                   {dx.h(rows, width), dweights.h(rows, k)});
+      const auto run = [&] {
+        expert_dispatch<T, D>::backward(
+            gpu(), work(), {x.d(rows, width), chosen.d(rows, k), weights.d(rows, k)}, {order.d(pairs)},
+            {dsorted.d(pairs, width), dweight_sorted.d(pairs)}, {dx.d(rows, width), dweights.d(rows, k)});
+      };
+      check_close(dx, tolerance<T>(6), run);
+      check_close(dweights, 0, run);
+      auto dy = poison<T>(pairs * width);
+      expert_combine<T>::backward(exec::reference{}, host_work(), {{}, order.h(pairs), {}},
+                                  {x.h(rows, width)}, {dy.h(pairs, width)});
+      check_close(dy, 0, [&] {
+        expert_combine<T, D>::backward(gpu(), work(), {{}, order.d(pairs), {}}, {x.d(rows, width)},
+                                       {dy.d(pairs, width)});
+      });
+    }
+}

@@ -15,3 +15,11 @@ TEMPLATE_TEST_CASE("hadamard: cuda equals reference", "", float, double, bf16) {
       check_close(x, tolerance<T>(12), [&] { hadamard<T, D>::forward(gpu(), {}, {x.d(rows, width)}); });
     }
 }
+
+TEMPLATE_TEST_CASE("hadamard: gradients, cuda equals reference", "", float, double) {
+  using T = TestType;
+  auto dy = random<T>(5 * 128), dx = poison<T>(5 * 128);
+  hadamard<T>::backward(exec::reference{}, host_work(), {}, {dy.h(5, 128)}, {dx.h(5, 128)});
+  check_close(dx, tolerance<T>(12),
+              [&] { hadamard<T, D>::backward(gpu(), work(), {}, {dy.d(5, 128)}, {dx.d(5, 128)}); });
+}

@@ -69,3 +69,84 @@ TEMPLATE_TEST_CASE("hyper_connection_collapse and _expand: cuda equals reference
         CHECK(same_bytes(x.fetch(), out.fetch()));
       }
 }
+
+// Terms: those of forward, run backwards; base and scale add up 33 rows, dx one more sum over the row.
+TEMPLATE_TEST_CASE("hyper_connection_gates: gradients, cuda equals reference", "", float, double) {
+  using T = TestType;
+  for (const std::int64_t n : {1, 2, 4, 6, 16})
+    for (const std::int64_t rows : {1, 3, 33})
+      for (const bool collapse : {false, true}) {
+        INFO("n = " << n << ", " << rows << (collapse ? ", collapse" : ""));
+        const std::int64_t width = 40, mixes = collapse ? n : (2 + n) * n, segments = collapse ? 1 : 3;
+        auto x = random<T>(rows * n * width, 1, 2), z = random<T>(rows * mixes, 2, 2),
+             base = random<T>(mixes, 3), scale = random<T>(segments, 4), dpre = random<T>(rows * n, 5),
+             dpost = random<T>(rows * n, 6), dcomb = random<T>(rows * n * n, 7);
+        auto dx = random<T>(rows * n * width, 8), dz = poison<T>(rows * mixes), dbase = random<T>(mixes, 9),
+             dscale = random<T>(segments, 10);
+        hyper_connection_gates<T>::backward(
+            exec::reference{}, host_work(),
+            {x.h(rows, n, width), z.h(rows, mixes), base.h(mixes), scale.h(segments), 1e-6, 1e-6, 20},
+            {dpre.h(rows, n), collapse ? matrix_view<T>{} : dpost.h(rows, n),
+             collapse ? tensor_view<T>{} : dcomb.h(rows, n, n)},
+            {dx.h(rows, n, width), dz.h(rows, mixes), dbase.h(mixes), dscale.h(segments), true});
+        const auto run = [&] {
+          hyper_connection_gates<T, D>::backward(
+              gpu(), work(),
+              {x.d(rows, n, width), z.d(rows, mixes), base.d(mixes), scale.d(segments), 1e-6, 1e-6, 20},
+              {dpre.d(rows, n), collapse ? matrix_view<T, D>{} : dpost.d(rows, n),
+               collapse ? tensor_view<T, D>{} : dcomb.d(rows, n, n)},
+              {dx.d(rows, n, width), dz.d(rows, mixes), dbase.d(mixes), dscale.d(segments), true});
+        };
+        const double limit = tolerance<T>(300 + 40 * double(n));
+        check_close(dz, limit, run);
+        check_close(dbase, limit, run);
+        check_close(dscale, limit, run);
+        check_close(dx, limit, run);
+      }
+}
+
+// Terms: sums over a row of 130 channels, or over n streams.
+TEMPLATE_TEST_CASE("hyper_connection_collapse and _expand: gradients, cuda equals reference", "", float,
+                   double, bf16) {
+  using T = TestType;
+  for (const std::int64_t n : {1, 2, 4, 5, 16})
+    for (const std::int64_t rows : {1, 3, 33}) {
+      INFO("n = " << n << ", " << rows);
+      const std::int64_t width = 130;
+      auto x = random<T>(rows * n * width, 1), pre = random<T>(rows * n, 2), du = random<T>(rows * width, 3);
+      for (const bool add : {false, true}) {
+        auto dx = random<T>(rows * n * width, 4), dpre = poison<T>(rows * n);
+        hyper_connection_collapse<T>::backward(exec::reference{}, host_work(),
+                                               {x.h(rows, n, width), pre.h(rows, n)}, {du.h(rows, width)},
+                                               {dx.h(rows, n, width), dpre.h(rows, n), add});
+        const auto collapse = [&] {
+          hyper_connection_collapse<T, D>::backward(gpu(), work(), {x.d(rows, n, width), pre.d(rows, n)},
+                                                    {du.d(rows, width)},
+                                                    {dx.d(rows, n, width), dpre.d(rows, n), add});
+        };
+        check_close(dx, tolerance<T>(2), collapse);
+        check_close(dpre, tolerance<T>(140), collapse);
+      }
+
+      auto v = random<T>(rows * width, 5), post = random<T>(rows * n, 6), comb = random<T>(rows * n * n, 7),
+           up = random<T>(rows * n * width, 8);
+      auto dv = poison<T>(rows * width), dpost = poison<T>(rows * n), dcomb = poison<T>(rows * n * n),
+           own = poison<T>(rows * n * width);
+      hyper_connection_expand<T>::backward(
+          exec::reference{}, host_work(),
+          {x.h(rows, n, width), v.h(rows, width), post.h(rows, n), comb.h(rows, n, n)},
+          {up.h(rows, n, width)},
+          {own.h(rows, n, width), dv.h(rows, width), dpost.h(rows, n), dcomb.h(rows, n, n)});
+      const auto expand = [&](tensor_view<T, D> to) {
+        hyper_connection_expand<T, D>::backward(
+            gpu(), work(), {x.d(rows, n, width), v.d(rows, width), post.d(rows, n), comb.d(rows, n, n)},
+            {up.d(rows, n, width)}, {to, dv.d(rows, width), dpost.d(rows, n), dcomb.d(rows, n, n)});
+      };
+      check_close(own, tolerance<T>(17), [&] { expand(own.d(rows, n, width)); });
+      check_close(dv, tolerance<T>(17), [&] { expand(own.d(rows, n, width)); });
+      check_close(dpost, tolerance<T>(140), [&] { expand(own.d(rows, n, width)); });
+      check_close(dcomb, tolerance<T>(140), [&] { expand(own.d(rows, n, width)); });
+      check_close(up, INFINITY, [&] { expand(up.d(rows, n, width)); });  // dx may be the upstream gradient
+      CHECK(same_bytes(up.fetch(), own.fetch()));
+    }
+}

@@ -48,6 +48,8 @@ TEST_CASE("index_topk: entries shared out among blocks, and scores that are all 
   check<float>(3, 41001, 4, 4, 16, 513, 1);
   check<float>(2, 40000, 4, 4, 16, 300, 0);
   check<bf16>(1, 40000, 4, 4, 16, 300, 1);
+  check<bf16>(1, 20000, 4, 64, 128, 512, 1);
+  check<bf16>(200, 1100, 4, 64, 128, 64, 1);
 }
 
 // Terms: each score is a sum of 64 x 128 products; the difference of two orders of summation is below 64

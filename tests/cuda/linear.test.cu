@@ -110,31 +110,60 @@ void check_grouped(std::int64_t rows, std::int64_t experts, std::int64_t inner, 
   });
 }
 
+/// Block-scaled matrices as a stack, on both sides.
+template <class W>
+struct stack {
+  std::vector<stored<W>> matrices;
+  std::vector<block_scaled_matrix<const W>> host_table;
+  device_buffer<block_scaled_matrix<const W, D>> device_table;
+  block_scaled_stack<const W> h;
+  block_scaled_stack<const W, D> d;
+  stack(std::int64_t count, std::int64_t rows, std::int64_t columns) {
+    buffer<block_scaled_matrix<const W, D>> table(count);
+    for (std::int64_t e = 0; e < count; ++e) {
+      matrices.emplace_back(rows, columns, std::uint64_t(e) + 2);
+      host_table.push_back(matrices.back().h());
+      table[e] = matrices.back().d();
+    }
+    device_table = to_device(gpu().stream(), table);
+    h.matrices = host_table.data(), d.matrices = device_table.data();
+    h.extent[0] = d.extent[0] = count, h.extent[1] = d.extent[1] = rows, h.extent[2] = d.extent[2] = columns;
+  }
+};
+
+template <class T, class W>
+void check_batched_stored(std::int64_t rows, std::int64_t groups, std::int64_t inner, std::int64_t columns) {
+  INFO(rows << " x " << groups << " x " << inner << " x " << columns);
+  stack<W> w(groups, columns, inner);
+  auto x = random<T>(rows * groups * inner, 1);
+  auto y = poison<T>(rows * groups * columns);
+  batched_linear<T, space::host, W>::forward(exec::reference{}, {x.h(rows, groups, inner), w.h},
+                                             {y.h(rows, groups, columns)});
+  check_close(y, sum_tolerance<T>(inner), [&] {
+    batched_linear<T, D, W>::forward(gpu(), {x.d(rows, groups, inner), w.d}, {y.d(rows, groups, columns)});
+  });
+}
+
 template <class T, class W, class X>
 void check_grouped_stored(std::int64_t rows, std::int64_t experts, std::int64_t inner, std::int64_t columns) {
   INFO(rows << " rows, " << experts << " experts, " << inner << " x " << columns);
   auto offsets = make_offsets(rows, experts);
-  std::vector<stored<W>> w;
-  std::vector<block_scaled_matrix<const W>> hw;
-  buffer<block_scaled_matrix<const W, D>> dw(experts);
-  for (std::int64_t e = 0; e < experts; ++e) {
-    w.emplace_back(columns, inner, std::uint64_t(e) + 2);
-    hw.push_back(w.back().h());
-    dw[e] = w.back().d();
-  }
-  const auto table = to_device(gpu().stream(), dw);
-  block_scaled_stack<const W> hs;
-  block_scaled_stack<const W, D> ds;
-  hs.matrices = hw.data(), ds.matrices = table.data();
-  hs.extent[0] = ds.extent[0] = experts, hs.extent[1] = ds.extent[1] = columns;
-  hs.extent[2] = ds.extent[2] = inner;
-  stored<X> x(rows, inner, 1);
+  stack<W> w(experts, columns, inner);
   auto y = poison<T>(rows * columns);
-  grouped_linear<T, space::host, W, X>::forward(exec::reference{}, {x.h(), offsets.h(experts + 1), hs},
-                                                {y.h(rows, columns)});
-  check_close(y, sum_tolerance<T>(inner), [&] {
-    grouped_linear<T, D, W, X>::forward(gpu(), {x.d(), offsets.d(experts + 1), ds}, {y.d(rows, columns)});
-  });
+  const auto both = [&](auto hx, auto dx) {
+    grouped_linear<T, space::host, W, X>::forward(exec::reference{}, {hx, offsets.h(experts + 1), w.h},
+                                                  {y.h(rows, columns)});
+    check_close(y, sum_tolerance<T>(inner), [&] {
+      grouped_linear<T, D, W, X>::forward(gpu(), {dx, offsets.d(experts + 1), w.d}, {y.d(rows, columns)});
+    });
+  };
+  if constexpr (block_format<X>) {
+    stored<X> x(rows, inner, 1);
+    both(x.h(), x.d());
+  } else {
+    auto x = random<X>(rows * inner, 1);
+    both(x.h(rows, inner), x.d(rows, inner));
+  }
 }
 
 }  // namespace
@@ -163,6 +192,9 @@ TEST_CASE("linear: block-scaled weights and inputs, cuda equals reference") {
         check_stored<bf16, mxfp4, fp8_activation>(rows, inner, columns);
         check_stored<bf16, mxfp4, bf16>(rows, inner, columns);
       }
+  // More tiles than one in every direction.
+  check_stored<bf16, fp8_weight, fp8_activation>(300, 1040, 520);
+  check_stored<bf16, mxfp4, bf16>(300, 1056, 520);
 }
 
 TEMPLATE_TEST_CASE("batched_linear and grouped_linear: cuda equals reference", "", float, double, bf16) {
@@ -174,12 +206,96 @@ TEMPLATE_TEST_CASE("batched_linear and grouped_linear: cuda equals reference", "
     check_grouped<TestType>(rows, 8, 64, 96);
     check_grouped<TestType>(4 * rows, 17, 33, 130);
   }
+  check_grouped<TestType>(900, 9, 264, 520);
 }
 
-TEST_CASE("grouped_linear: block-scaled experts, cuda equals reference") {
+TEST_CASE("batched_linear and grouped_linear: block-scaled weights, cuda equals reference") {
   for (const std::int64_t rows : {1, 3, 150}) {
     check_grouped_stored<float, mxfp4, fp8_activation>(rows, 8, 96, 130);
     check_grouped_stored<float, fp8_weight, fp8_activation>(rows, 5, 300, 64);
     check_grouped_stored<bf16, mxfp4, fp8_activation>(rows, 8, 128, 64);
+    check_grouped_stored<bf16, mxfp4, bf16>(rows, 8, 128, 64);
+    check_batched_stored<float, fp8_weight>(rows, 3, 96, 130);
+    check_batched_stored<bf16, fp8_weight>(rows, 3, 96, 130);
   }
+  check_grouped_stored<bf16, mxfp4, bf16>(900, 9, 288, 520);
+}
+
+namespace {
+template <class T, class W, class X>
+void check_linear_gradients(std::int64_t rows, std::int64_t inner, std::int64_t columns, bool add) {
+  INFO(rows << " x " << inner << " x " << columns);
+  auto dy = random<T>(rows * columns, 3), dx = random<T>(rows * inner, 4),
+       dweight = random<T>(columns * inner, 5);
+  const auto both = [&](auto hx, auto dvx, auto hw, auto dw) {
+    linear<T, space::host, W, X>::backward(exec::reference{}, host_work(), {hx, hw}, {dy.h(rows, columns)},
+                                           {dx.h(rows, inner), dweight.h(columns, inner), add});
+    const auto run = [&] {
+      linear<T, D, W, X>::backward(gpu(), work(), {dvx, dw}, {dy.d(rows, columns)},
+                                   {dx.d(rows, inner), dweight.d(columns, inner), add});
+    };
+    check_close(dx, sum_tolerance<T>(columns + 3), run);
+    check_close(dweight, sum_tolerance<T>(rows + 3), run);
+  };
+  if constexpr (block_format<W>) {
+    stored<W> w(columns, inner, 2);
+    stored<X> x(rows, inner, 1);
+    both(x.h(), x.d(), w.h(), w.d());
+  } else {
+    auto w = random<W>(columns * inner, 2);
+    auto x = random<X>(rows * inner, 1);
+    both(x.h(rows, inner), x.d(rows, inner), w.h(columns, inner), w.d(columns, inner));
+  }
+}
+}  // namespace
+
+TEST_CASE("linear: gradients, cuda equals reference") {
+  for (const std::int64_t rows : {1, 7, 66})
+    for (const std::int64_t inner : {24, 33, 130})
+      for (const bool add : {false, true}) {
+        check_linear_gradients<float, float, float>(rows, inner, 96, add);
+        check_linear_gradients<double, double, double>(rows, inner, 96, add);
+        check_linear_gradients<bf16, bf16, bf16>(rows, inner, 96, add);
+        check_linear_gradients<float, bf16, float>(rows, inner, 96, add);
+      }
+  check_linear_gradients<float, fp8_weight, fp8_activation>(66, 160, 130, true);
+  check_linear_gradients<float, mxfp4, fp8_activation>(66, 160, 130, false);
+}
+
+TEMPLATE_TEST_CASE("batched_linear and grouped_linear: gradients, cuda equals reference", "", float, double,
+                   bf16) {
+  using T = TestType;
+  for (const std::int64_t rows : {1, 3, 67})
+    for (const std::int64_t inner : {33, 64}) {
+      const std::int64_t groups = 5, columns = 24;
+      INFO(rows << " x " << inner);
+      auto x = random<T>(rows * groups * inner, 1), w = random<T>(groups * columns * inner, 2),
+           dy = random<T>(rows * groups * columns, 3), dx = poison<T>(rows * groups * inner),
+           dw = random<T>(groups * columns * inner, 4);
+      batched_linear<T>::backward(
+          exec::reference{}, host_work(), {x.h(rows, groups, inner), w.h(groups, columns, inner)},
+          {dy.h(rows, groups, columns)}, {dx.h(rows, groups, inner), dw.h(groups, columns, inner)});
+      const auto batched = [&] {
+        batched_linear<T, D>::backward(gpu(), work(), {x.d(rows, groups, inner), w.d(groups, columns, inner)},
+                                       {dy.d(rows, groups, columns)},
+                                       {dx.d(rows, groups, inner), dw.d(groups, columns, inner)});
+      };
+      check_close(dx, sum_tolerance<T>(columns + 3), batched);
+      check_close(dw, sum_tolerance<T>(rows + 3), batched);
+
+      const std::int64_t all = rows * groups;
+      auto offsets = make_offsets(all, groups);
+      dx.host = buffer<T>(all * inner);
+      for (std::int64_t i = 0; i < dw.size(); ++i) dw.host[i] = T(noise(4, i));
+      grouped_linear<T>::backward(exec::reference{}, host_work(),
+                                  {x.h(all, inner), offsets.h(groups + 1), w.h(groups, columns, inner)},
+                                  {dy.h(all, columns)}, {dx.h(all, inner), dw.h(groups, columns, inner)});
+      const auto grouped = [&] {
+        grouped_linear<T, D>::backward(
+            gpu(), work(), {x.d(all, inner), offsets.d(groups + 1), w.d(groups, columns, inner)},
+            {dy.d(all, columns)}, {dx.d(all, inner), dw.d(groups, columns, inner)});
+      };
+      check_close(dx, sum_tolerance<T>(columns + 3), grouped);
+      check_close(dw, sum_tolerance<T>(all + 3), grouped);
+    }
 }

@@ -49,3 +49,29 @@ TEMPLATE_TEST_CASE("rms_norm: cuda takes strided rows that are not aligned", "",
       CHECK(std::isnan(double(got[i])));  // nothing else is written
   }
 }
+
+// Terms: two sums over a row in a tree, a cube, three products; the weight's gradient adds up to 130 rows.
+TEMPLATE_TEST_CASE("rms_norm: gradients, cuda equals reference", "", float, double, bf16) {
+  using T = TestType;
+  for (const std::int64_t width : {1, 32, 512, 1000})
+    for (const std::int64_t rows : {0, 1, 3, 130})
+      for (const bool weighted : {false, true}) {
+        INFO(rows << " x " << width << (weighted ? ", weighted" : ""));
+        auto x = random<T>(rows * width, 1), weight = random<T>(width, 2), dy = random<T>(rows * width, 3);
+        auto dx = poison<T>(rows * width), dweight = random<T>(width, 4);  // is added to
+        rms_norm<T>::backward(exec::reference{}, host_work(),
+                              {x.h(rows, width), weighted ? weight.h(width) : vector_view<T>{}, 1e-6},
+                              {dy.h(rows, width)},
+                              {dx.h(rows, width), weighted ? dweight.h(width) : vector_view<T>{}});
+        const auto run = [&](matrix_view<T, D> to) {
+          rms_norm<T, D>::backward(
+              gpu(), work(), {x.d(rows, width), weighted ? weight.d(width) : vector_view<T, D>{}, 1e-6},
+              {dy.d(rows, width)}, {to, weighted ? dweight.d(width) : vector_view<T, D>{}});
+        };
+        const double limit = tolerance<T>(200);
+        check_close(dweight, limit, [&] { run(dx.d(rows, width)); });
+        check_close(dx, limit, [&] { run(dx.d(rows, width)); });
+        check_close(dy, INFINITY, [&] { run(dy.d(rows, width)); });  // dx may be dy
+        CHECK(same_bytes(dy.fetch(), dx.fetch()));
+      }
+}

@@ -51,3 +51,19 @@ TEST_CASE("route: on the GPU a token without a row, or an entry that is no exper
   CHECK((e[0] == 1 && e[1] == 2 && std::abs(w[0] + w[1] - 1) < 1e-6));
   for (int i = 2; i < 6; ++i) CHECK((std::isnan(w[i]) && e[i] >= 0 && e[i] < 8));
 }
+
+TEMPLATE_TEST_CASE("route: gradients, cuda equals reference, an expert named twice", "", float, double) {
+  using T = TestType;
+  for (const std::int64_t rows : {1, 3, 201}) {
+    const std::int64_t experts = 40, k = 6;
+    auto logits = random<T>(rows * experts, 1, 50), dweights = random<T>(rows * k, 2);
+    auto chosen = integers<std::int32_t>(rows * k, 0, experts - 1);
+    auto dlogits = poison<T>(rows * experts);
+    route<T>::backward(exec::reference{}, host_work(), {logits.h(rows, experts), {}, {}, {}, 2.5},
+                       {chosen.h(rows, k)}, {dweights.h(rows, k)}, {dlogits.h(rows, experts)});
+    check_close(dlogits, tolerance<T>(4), [&] {
+      route<T, D>::backward(gpu(), work(), {logits.d(rows, experts), {}, {}, {}, 2.5}, {chosen.d(rows, k)},
+                            {dweights.d(rows, k)}, {dlogits.d(rows, experts)});
+    });
+  }
+}

@@ -27,6 +27,16 @@ inline const exec::cuda& gpu() {
   return p;
 }
 
+/// Scratch memory for gradients on either side.
+inline workspace& host_work() {
+  static workspace w;
+  return w;
+}
+inline device_workspace& work() {
+  static device_workspace w;
+  return w;
+}
+
 /// Element i of a stream of numbers in [-1, 1), the same in every run.
 inline double noise(std::uint64_t seed, std::int64_t i) {
   return double(detail::splitmix64(seed * 7919u + static_cast<std::uint64_t>(i)) >> 40) * 0x1p-23 - 1;

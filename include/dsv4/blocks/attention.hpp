@@ -202,7 +202,7 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     sparse_attention<T, S>::forward(
         p,
         {own_q, local, entries, selected, parameters.sinks, position, oldest, A.sliding_window, ratio, scale},
-        {own_o}, {keep.lse.data ? keep.lse.rows(row, n) : matrix_view<T, S>(), {}});
+        {own_o}, {keep.lse.data ? keep.lse.rows(row, n) : matrix_view<wide_scalar<T>, S>(), {}});
     if constexpr (training)
       if (keep.options.indexer_loss && keep.indexer_losses.data)
         indexer_loss<T, S>::forward(

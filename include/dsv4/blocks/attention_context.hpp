@@ -6,6 +6,7 @@
 #include <dsv4/blocks/attention_cache.hpp>
 #include <dsv4/config/model_config.hpp>
 #include <dsv4/exec/byte_count.hpp>
+#include <dsv4/numeric/widen.hpp>
 
 #include <cstdint>
 #include <span>
@@ -44,7 +45,7 @@ struct attention_context {
   matrix_view<T, S> pool_kv, pool_gate;   // (N, D or 2D)
   matrix_view<T, S> pooled;               // (entries of all documents, head_dim), before their norm
   tensor_view<T, S> o;                    // (N, heads, head_dim), before the inverse rotation
-  matrix_view<T, S> lse;                  // (N, heads)
+  matrix_view<wide_scalar<T>, S> lse;     // (N, heads)
   matrix_view<T, S> grouped;              // (N, groups * o_lora_rank)
   matrix_view<std::int32_t, S> selected;  // (N, index_topk), where there is something to select
 
@@ -89,7 +90,7 @@ struct attention_context {
       c.pooled = take<T>(memory, entries, dim);
     }
     c.o = take<T>(memory, rows, heads, dim);
-    c.lse = take<T>(memory, rows, heads);
+    c.lse = take<wide_scalar<T>>(memory, rows, heads);
     c.grouped = take<T>(memory, rows, std::int64_t{a.o_groups} * a.o_lora_rank);
     if (selects_any) c.selected = take<std::int32_t>(memory, rows, a.index_topk);
     if (c.options.indexer_loss) {

@@ -45,7 +45,7 @@ class cuda_matmul {
   /// and alignments. Needs `scratch` until it has run.
   bool run(std::string_view where, const problem& m, cudaStream_t stream, void* scratch,
            std::size_t scratch_bytes) {
-    if (m.rows == 0 || m.columns == 0 || m.batch == 0) return true;
+    if (m.rows == 0 || m.columns == 0 || m.batch == 0 || (m.inner == 0 && m.accumulate)) return true;
     descriptors d(where, m);
     const std::optional<cublasLtMatmulAlgo_t> algorithm = choose(where, m, d, scratch_bytes);
     if (!algorithm) return false;

@@ -17,6 +17,10 @@ DSV4_HOST_DEVICE constexpr auto widen(T value) {
     return static_cast<float>(value);
 }
 
+/// What sums over many `T` are kept in: float for storage types, the type itself else.
+template <class T>
+using wide_scalar = decltype(widen(T{}));
+
 /// `value` as a double, exactly.
 template <class T>
 DSV4_HOST_DEVICE constexpr double to_double(T value) {

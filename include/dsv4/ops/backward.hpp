@@ -33,14 +33,18 @@ void expect_upstream(std::string_view op, std::string_view name, const G& upstre
                   of.extent[axis]);
 }
 
+/// Whether policy `P` has a backward kernel for `Op`.
+template <class Op, class P, class... Arguments>
+concept differentiable = requires(const P& p, basic_workspace<Op::memory>& w, const Arguments&... arguments) {
+  kernel<Op, P>::backward(p, w, arguments...);
+};
+
 /// Public `backward` functions end in this one line.
 template <class Op, policy P, class... Arguments>
 void dispatch_backward(const P& p, basic_workspace<Op::memory>& w, const Arguments&... arguments) {
   static_assert(Op::memory == P::memory,
                 "dsv4: the op's views live in another memory space than the policy's");
-  static_assert(
-      requires { kernel<Op, P>::backward(p, w, arguments...); },
-      "dsv4: this op has no backward kernel for this policy");
+  static_assert(differentiable<Op, P, Arguments...>, "dsv4: this op has no backward kernel for this policy");
   kernel<Op, P>::backward(p, w, arguments...);
 }
 

@@ -5,6 +5,7 @@
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/numeric/widen.hpp>
 #include <dsv4/ops/backward.hpp>
 
 #include <algorithm>
@@ -43,7 +44,7 @@ struct sparse_attention {
   };
   struct saved {
     /// (N, H), written by forward: without it backward would have to see all keys twice.
-    matrix_view<T, S> lse;
+    matrix_view<wide_scalar<T>, S> lse;
     /// (N, H, D), forward's output, for backward: it holds the mean of do . k_j that delta is.
     tensor_view<const T, S> o;
   };
@@ -123,7 +124,7 @@ struct kernel<sparse_attention<T>, exec::reference> {
         }
         double sum = std::exp(double(in.sinks(h)) - top);
         for (double& w : weight) sum += w = std::exp(w - top);
-        if (keep.lse.data) keep.lse(t, h) = T(top + std::log(sum));
+        if (keep.lse.data) keep.lse(t, h) = wide_scalar<T>(top + std::log(sum));
         for (std::int64_t c = 0; c < in.q.extent[2]; ++c) {
           double value = 0;
           for (std::size_t j = 0; j < keys.size(); ++j) value += weight[j] * double(keys[j][c]);
@@ -140,7 +141,8 @@ struct kernel<sparse_attention<T>, exec::reference> {
     const auto sums = [&](const matrix_view<T>& of) {
       return std::vector<double>(static_cast<std::size_t>(of.data ? of.size() : 0), 0.0);
     };
-    std::vector<double> dlocal = sums(g.dlocal), dcompressed = sums(g.dcompressed);
+    std::vector<double> dlocal = sums(g.dlocal), dcompressed = sums(g.dcompressed),
+                        dsinks(static_cast<std::size_t>(heads), 0.0);
     for (std::int64_t t = 0; t < in.q.extent[0]; ++t)
       for (std::int64_t h = 0; h < heads; ++h) {
         const auto q = [&](std::int64_t c) { return double(in.q(t, h, c)); };
@@ -167,7 +169,7 @@ struct kernel<sparse_attention<T>, exec::reference> {
         double sink = std::exp(double(in.sinks(h)) - top), sum = sink, delta = 0;
         for (candidate& a : all) sum += a.p = std::exp(a.p - top);
         for (candidate& a : all) a.p /= sum, delta += a.p * a.dp;
-        if (g.dsinks.data) g.dsinks(h) = T(double(g.dsinks(h)) - sink / sum * delta);
+        dsinks[static_cast<std::size_t>(h)] -= sink / sum * delta;
         std::vector<double> dq(static_cast<std::size_t>(dim), 0.0);
         for (const candidate& a : all) {
           const double ds = a.p * (a.dp - delta);
@@ -179,6 +181,8 @@ struct kernel<sparse_attention<T>, exec::reference> {
         for (std::int64_t c = 0; g.dq.data && c < dim; ++c)
           g.dq(t, h, c) = T(dq[static_cast<std::size_t>(c)]);
       }
+    for (std::int64_t h = 0; g.dsinks.data && h < heads; ++h)
+      g.dsinks(h) = T(double(g.dsinks(h)) + dsinks[static_cast<std::size_t>(h)]);
     for (std::int64_t i = 0; i < g.dlocal.extent[0] * dim; ++i)
       g.dlocal(i / dim, i % dim) = T(dlocal[static_cast<std::size_t>(i)]);
     for (std::int64_t i = 0; i < g.dcompressed.extent[0] * dim; ++i)

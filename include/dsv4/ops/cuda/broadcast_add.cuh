@@ -19,6 +19,18 @@ __global__ void __launch_bounds__(256)
     for (std::int64_t i = 0; i < x.extent[1]; ++i) x(t, i, c) = narrowed<T>(widened<A>(x(t, i, c)) + value);
   }
 }
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    broadcast_add_backward_kernel(tensor_view<const T, space::device> dy, matrix_view<T, space::device> de) {
+  using A = accumulator<T>;
+  const std::int64_t width = dy.extent[2];
+  for (std::int64_t j = global_thread(); j < dy.extent[0] * width; j += global_threads()) {
+    A sum = 0;
+    for (std::int64_t i = 0; i < dy.extent[1]; ++i) sum += widened<A>(dy(j / width, i, j % width));
+    de(j / width, j % width) = narrowed<T>(sum);
+  }
+}
 }  // namespace detail
 
 template <class T>
@@ -27,6 +39,12 @@ struct kernel<broadcast_add<T, space::device>, exec::cuda> {
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
     p.launch("broadcast_add", detail::broadcast_add_kernel<T>,
              detail::loop_grid(p, out.x.extent[0] * out.x.extent[2], 256), 256, 0, in.e, out.x);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs&,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    p.launch("broadcast_add", detail::broadcast_add_backward_kernel<T>,
+             detail::loop_grid(p, up.dy.extent[0] * up.dy.extent[2], 256), 256, 0, up.dy, g.de);
   }
 };
 

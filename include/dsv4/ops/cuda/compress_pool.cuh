@@ -4,6 +4,7 @@
 
 #include <dsv4/ops/compress_pool.hpp>
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/reduce.cuh>
 
 namespace dsv4 {
 
@@ -51,6 +52,60 @@ __global__ void __launch_bounds__(32 * Slots)
     if (inside && threadIdx.y == 0) y(i, f) = narrowed<T>(own.value / own.sum);
   }
 }
+
+/// A thread per entry and channel; every gradient of a token's channel belongs to one entry.
+template <class T>
+__global__ void __launch_bounds__(128)
+    compress_pool_backward_kernel(typename compress_pool<T, space::device>::inputs in,
+                                  matrix_view<const T, space::device> dy, matrix_view<T, space::device> dkv,
+                                  matrix_view<T, space::device> dgate) {
+  using A = accumulator<T>;
+  const std::int64_t m = in.bias.extent[0], width = dy.extent[1];
+  for (std::int64_t j = global_thread(); j < dy.extent[0] * width; j += global_threads()) {
+    const std::int64_t i = j / width, f = j % width;
+    const std::int64_t start = (in.first_entry + i) * m, begin = in.overlap && start > 0 ? start - m : start;
+    const auto channel = [&](std::int64_t t) { return in.overlap && t >= start ? width + f : f; };
+    const auto kv = [&](std::int64_t t) { return widened<A>(in.kv(t - in.first_position, channel(t))); };
+    const auto logit = [&](std::int64_t t) {
+      return widened<A>(in.gate(t - in.first_position, channel(t))) + widened<A>(in.bias(t % m, channel(t)));
+    };
+    A top = -infinity<A>, sum = 0, y = 0;
+    for (std::int64_t t = begin; t < start + m; ++t) {
+      const A l = logit(t);
+      top = l > top ? l : top;
+    }
+    for (std::int64_t t = begin; t < start + m; ++t) {
+      const A e = exp(logit(t) - top);
+      sum += e, y += e * kv(t);
+    }
+    y /= sum;
+    const A d = widened<A>(dy(i, f));
+    for (std::int64_t t = begin; t < start + m; ++t) {
+      const A e = exp(logit(t) - top) / sum;
+      if (dkv.data) dkv(t - in.first_position, channel(t)) = narrowed<T>(e * d);
+      if (dgate.data) dgate(t - in.first_position, channel(t)) = narrowed<T>(e * (kv(t) - y) * d);
+    }
+  }
+}
+
+/// dbias[r, c] += sum of dgate over the tokens at positions r modulo m, in order. Block (32 channels, r).
+template <class T>
+__global__ void __launch_bounds__(256)
+    compress_bias_kernel(matrix_view<const T, space::device> dgate, std::int64_t first_position,
+                         matrix_view<T, space::device> dbias) {
+  using A = accumulator<T>;
+  __shared__ A sums[8][33];
+  const std::int64_t m = dbias.extent[0], r = blockIdx.y, c = std::int64_t{blockIdx.x} * 32 + threadIdx.x;
+  const std::int64_t first = (r - first_position % m + m) % m;  // the first row of this kind
+  A sum = 0;
+  for (std::int64_t row = first + threadIdx.y * m; c < dbias.extent[1] && row < dgate.extent[0]; row += 8 * m)
+    sum += widened<A>(dgate(row, c));
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || c >= dbias.extent[1]) return;
+  for (int i = 1; i < 8; ++i) sum += sums[i][threadIdx.x];
+  dbias(r, c) = narrowed<T>(widened<A>(dbias(r, c)) + sum);
+}
 }  // namespace detail
 
 template <class T>
@@ -67,6 +122,22 @@ struct kernel<compress_pool<T, space::device>, exec::cuda> {
       run(detail::compress_pool_kernel<T, 8>, 8);
     else
       run(detail::compress_pool_kernel<T, 1>, 1);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>& w, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const workspace_scope scope(w);
+    auto dgate = g.dgate;
+    if (!dgate.data && g.dbias.data) dgate = take<T>(w, in.gate.extent[0], in.gate.extent[1]);
+    detail::clear(p, "compress_pool", g.dkv);
+    detail::clear(p, "compress_pool", dgate);
+    p.launch("compress_pool", detail::compress_pool_backward_kernel<T>,
+             detail::loop_grid(p, up.dy.size(), 128), 128, 0, in, up.dy, g.dkv, dgate);
+    if (g.dbias.data)
+      p.launch("compress_pool", detail::compress_bias_kernel<T>,
+               dim3(static_cast<unsigned>(detail::ceil_div(g.dbias.extent[1], 32)),
+                    static_cast<unsigned>(g.dbias.extent[0])),
+               dim3(32, 8), 0, dgate, in.first_position, g.dbias);
   }
 };
 

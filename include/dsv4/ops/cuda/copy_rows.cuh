@@ -4,6 +4,7 @@
 
 #include <dsv4/ops/copy_rows.hpp>
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/reduce.cuh>
 
 namespace dsv4 {
 
@@ -28,13 +29,25 @@ template <class T>
 struct kernel<copy_rows<T, space::device>, exec::cuda> {
   using op = copy_rows<T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    copy(p, in.source, in.source_first, in.destination_first, in.count, out.destination);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    detail::clear(p, "copy_rows", g.dsource);
+    copy(p, up.dy, in.destination_first, in.source_first, in.count, g.dsource);
+  }
+
+ private:
+  static void copy(const exec::cuda& p, const matrix_view<const T, space::device>& from,
+                   std::int64_t from_first, std::int64_t to_first, std::int64_t count,
+                   const matrix_view<T, space::device>& to) {
     constexpr int n = detail::vector_width<T>;
-    const std::int64_t elements = in.count * in.source.extent[1];
     const auto run = [&](auto kernel, int width) {
-      p.launch("copy_rows", kernel, detail::loop_grid(p, elements / width, 256), 256, 0, in.source,
-               in.source_first, in.destination_first, in.count, out.destination);
+      p.launch("copy_rows", kernel, detail::loop_grid(p, count * from.extent[1] / width, 256), 256, 0, from,
+               from_first, to_first, count, to);
     };
-    if (detail::all_vectorisable(in.source, out.destination))
+    if (detail::all_vectorisable(from, to))
       run(detail::copy_rows_kernel<T, n>, n);
     else
       run(detail::copy_rows_kernel<T, 1>, 1);

@@ -8,42 +8,43 @@
 namespace dsv4 {
 
 namespace detail {
+inline constexpr int expert_threads = 512;
+
 /// Block e finds the rows of expert e by itself: it counts the pairs of smaller experts, then places its own
 /// in their order. Every block reads all pairs, which are few; no block waits for another. Block E writes the
-/// last offset.
+/// last offset. `experts` and `weights` are dense.
 template <class T>
-__global__ void __launch_bounds__(256)
-    expert_sort_kernel(matrix_view<const std::int32_t, space::device> experts,
-                       matrix_view<const T, space::device> weights,
+__global__ void __launch_bounds__(expert_threads)
+    expert_sort_kernel(const std::int32_t* experts, const T* weights, int pairs,
                        vector_view<std::int64_t, space::device> offsets,
                        vector_view<std::int64_t, space::device> order,
                        vector_view<T, space::device> weight_sorted) {
-  __shared__ std::int64_t partial[8];
-  __shared__ int warp_count[8];
-  const std::int64_t k = experts.extent[1], pairs = order.extent[0];
-  const std::int64_t e = blockIdx.x;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  std::int64_t smaller = 0;
-  for (std::int64_t pair = threadIdx.x; pair < pairs; pair += 256)
-    smaller += experts(pair / k, pair % k) < e ? 1 : 0;
-  std::int64_t row = block_sum(smaller, partial);
-  if (threadIdx.x == 0) offsets(e) = row;
+  constexpr int warps = expert_threads / 32;
+  __shared__ int partial[warps], warp_count[warps];
+  const int e = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % 32, warp = thread / 32;
+  int smaller = 0;
+#pragma unroll 8
+  for (int pair = thread; pair < pairs; pair += expert_threads) smaller += experts[pair] < e ? 1 : 0;
+  int row = block_sum(smaller, partial);
+  if (thread == 0) offsets(e) = row;
   if (e + 1 == offsets.extent[0]) return;
-  for (std::int64_t base = 0; base < pairs; base += 256) {
-    const std::int64_t pair = base + threadIdx.x;
-    const bool mine = pair < pairs && experts(pair / k, pair % k) == e;
+  for (int base = 0; base < pairs; base += expert_threads) {
+    const int pair = base + thread;
+    const bool mine = pair < pairs && experts[pair] == e;
+    if (!__syncthreads_or(mine)) continue;
     const unsigned ballot = __ballot_sync(0xffffffffu, mine);
-    __syncthreads();
     if (lane == 0) warp_count[warp] = __popc(ballot);
     __syncthreads();
     int before = __popc(ballot & ((1u << lane) - 1)), all = 0;
-    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+    for (int i = 0; i < warps; ++i) {
       before += i < warp ? warp_count[i] : 0;
       all += warp_count[i];
     }
     if (mine) {
       order(row + before) = pair;
-      weight_sorted(row + before) = weights(pair / k, pair % k);
+      weight_sorted(row + before) = weights[pair];
     }
     row += all;
   }
@@ -72,15 +73,17 @@ __global__ void __launch_bounds__(256)
     expert_combine_kernel(matrix_view<const T, space::device> y,
                           vector_view<const std::int64_t, space::device> inverse,
                           matrix_view<const T, space::device> shared, std::int64_t k,
-                          matrix_view<T, space::device> out) {
+                          matrix_view<T, space::device> out) {  // shared may be empty
   using A = accumulator<T>;
   using P = pack<T, N>;
   const std::int64_t t = blockIdx.x, packs = out.extent[1] / N;
   for (std::int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
-    const P base = *reinterpret_cast<const P*>(&shared(t, i * N));
-    A sum[N];
+    A sum[N] = {};
+    if (shared.data) {
+      const P base = *reinterpret_cast<const P*>(&shared(t, i * N));
 #pragma unroll
-    for (int c = 0; c < N; ++c) sum[c] = widened<A>(base.value[c]);
+      for (int c = 0; c < N; ++c) sum[c] = widened<A>(base.value[c]);
+    }
     for (std::int64_t j = 0; j < k; ++j) {
       const P v = *reinterpret_cast<const P*>(&y(inverse(t * k + j), i * N));
 #pragma unroll
@@ -92,24 +95,81 @@ __global__ void __launch_bounds__(256)
     *reinterpret_cast<P*>(&out(t, i * N)) = result;
   }
 }
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    expert_weights_kernel(vector_view<const T, space::device> sorted,
+                          vector_view<const std::int64_t, space::device> inverse,
+                          matrix_view<T, space::device> weights) {
+  const std::int64_t k = weights.extent[1];
+  for (std::int64_t pair = global_thread(); pair < inverse.extent[0]; pair += global_threads())
+    weights(pair / k, pair % k) = sorted(inverse(pair));
+}
+
+/// out[t, :] = shared[t, :] + the rows of token t.
+template <class T>
+void launch_expert_sum(const exec::cuda& p, const char* where, const matrix_view<const T, space::device>& y,
+                       const vector_view<const std::int64_t, space::device>& inverse,
+                       const matrix_view<const T, space::device>& shared, std::int64_t k,
+                       const matrix_view<T, space::device>& out) {
+  const auto sum = [&](auto kernel) {
+    p.launch(where, kernel, dim3(static_cast<unsigned>(out.extent[0])), 256, 0, y, inverse, shared, k, out);
+  };
+  if (all_vectorisable(y, out) && (!shared.data || vectorisable(shared)))
+    sum(expert_combine_kernel<T, vector_width<T>>);
+  else
+    sum(expert_combine_kernel<T, 1>);
+}
+
+/// x_sorted[r, :] = x[order[r] / k, :].
+template <class T>
+void launch_expert_gather(const exec::cuda& p, const char* where,
+                          const matrix_view<const T, space::device>& x,
+                          const vector_view<const std::int64_t, space::device>& order, std::int64_t k,
+                          const matrix_view<T, space::device>& x_sorted) {
+  const auto gather = [&](auto kernel) {
+    p.launch(where, kernel, dim3(static_cast<unsigned>(order.extent[0])), 256, 0, x, order, k, x_sorted);
+  };
+  if (all_vectorisable(x, x_sorted))
+    gather(expert_gather_kernel<T, vector_width<T>>);
+  else
+    gather(expert_gather_kernel<T, 1>);
+}
+
+inline void launch_expert_inverse(const exec::cuda& p, const char* where,
+                                  const vector_view<const std::int64_t, space::device>& order,
+                                  const vector_view<std::int64_t, space::device>& inverse) {
+  p.launch(where, expert_inverse_kernel, loop_grid(p, order.extent[0], 256), 256, 0, order, inverse);
+}
 }  // namespace detail
 
 template <class T>
 struct kernel<expert_dispatch<T, space::device>, exec::cuda> {
   using op = expert_dispatch<T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
-    constexpr int n = detail::vector_width<T>;
+    const std::int64_t pairs = out.order.extent[0];
+    expect(in.experts.dense() && in.weights.dense() && pairs < (std::int64_t{1} << 31), "expert_dispatch",
+           "experts and weights", "dense arrays of less than 2^31", pairs);
     p.launch("expert_dispatch", detail::expert_sort_kernel<T>,
-             dim3(static_cast<unsigned>(out.offsets.extent[0])), 256, 0, in.experts, in.weights, out.offsets,
-             out.order, out.weight_sorted);
-    const auto gather = [&](auto kernel) {
-      p.launch("expert_dispatch", kernel, dim3(static_cast<unsigned>(out.order.extent[0])), 256, 0, in.x,
-               out.order, in.experts.extent[1], out.x_sorted);
-    };
-    if (detail::all_vectorisable(in.x, out.x_sorted))
-      gather(detail::expert_gather_kernel<T, n>);
-    else
-      gather(detail::expert_gather_kernel<T, 1>);
+             dim3(static_cast<unsigned>(out.offsets.extent[0])), detail::expert_threads, 0, in.experts.data,
+             in.weights.data, static_cast<int>(pairs), out.offsets, out.order, out.weight_sorted);
+    detail::launch_expert_gather<T>(p, "expert_dispatch", in.x, out.order, in.experts.extent[1],
+                                    out.x_sorted);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>& w, const typename op::inputs& in,
+                       const typename op::saved& kept, const typename op::upstream& up,
+                       const typename op::gradients& g) {
+    const workspace_scope scope(w);
+    const auto inverse = take<std::int64_t>(w, kept.order.extent[0]);
+    detail::launch_expert_inverse(p, "expert_dispatch", kept.order, inverse);
+    if (g.dx.data)
+      detail::launch_expert_sum<T>(p, "expert_dispatch", up.dx_sorted, inverse, {}, in.experts.extent[1],
+                                   g.dx);
+    if (g.dweights.data)
+      p.launch("expert_dispatch", detail::expert_weights_kernel<T>,
+               detail::loop_grid(p, kept.order.extent[0], 256), 256, 0, up.dweight_sorted, inverse,
+               g.dweights);
   }
 };
 
@@ -117,18 +177,15 @@ template <class T>
 struct kernel<expert_combine<T, space::device>, exec::cuda> {
   using op = expert_combine<T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
-    constexpr int n = detail::vector_width<T>;
     const std::int64_t rows = out.out.extent[0], k = rows > 0 ? in.order.extent[0] / rows : 0;
-    p.launch("expert_combine", detail::expert_inverse_kernel, detail::loop_grid(p, in.order.extent[0], 256),
-             256, 0, in.order, out.inverse);
-    const auto sum = [&](auto kernel) {
-      p.launch("expert_combine", kernel, dim3(static_cast<unsigned>(rows)), 256, 0, in.y, out.inverse,
-               in.shared, k, out.out);
-    };
-    if (detail::all_vectorisable(in.y, in.shared, out.out))
-      sum(detail::expert_combine_kernel<T, n>);
-    else
-      sum(detail::expert_combine_kernel<T, 1>);
+    detail::launch_expert_inverse(p, "expert_combine", in.order, out.inverse);
+    detail::launch_expert_sum<T>(p, "expert_combine", in.y, out.inverse, in.shared, k, out.out);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const std::int64_t rows = up.dout.extent[0], k = rows > 0 ? in.order.extent[0] / rows : 0;
+    if (rows > 0) detail::launch_expert_gather<T>(p, "expert_combine", up.dout, in.order, k, g.dy);
   }
 };
 

@@ -19,11 +19,21 @@ __device__ __forceinline__ A element(const M& m, std::int64_t r, std::int64_t c)
   return widened<A>(m(r, c));
 }
 
-/// One tile of y = x weight^T from row `row` and column `column`; the rows end at `rows`. A thread has 4 x 4
-/// elements, 16 apart.
+/// A matrix with its axes swapped.
+template <class M>
+struct transposed {
+  M m;
+  __host__ __device__ explicit transposed(const M& of) : m(of), extent{of.extent[1], of.extent[0]} {}
+  __device__ auto operator()(std::int64_t r, std::int64_t c) const { return m(c, r); }
+  std::int64_t extent[2];
+};
+
+/// One tile of y = x weight^T, or of y += x weight^T, from row `row` and column `column`; the rows end at
+/// `rows`. A thread has 4 x 4 elements, 16 apart.
 template <class T, class X, class W>
 __device__ void gemm_tile_portable(const X& x, const W& weight, const matrix_view<T, space::device>& y,
-                                   std::int64_t row, std::int64_t column, std::int64_t rows) {
+                                   std::int64_t row, std::int64_t column, std::int64_t rows,
+                                   bool add = false) {
   using A = accumulator<T>;
   __shared__ A left[gemm_depth][gemm_tile + 1], right[gemm_depth][gemm_tile + 1];
   const std::int64_t inner = x.extent[1], columns = y.extent[1];
@@ -54,21 +64,22 @@ __device__ void gemm_tile_portable(const X& x, const W& weight, const matrix_vie
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const std::int64_t r = row + ty + 16 * i, c = column + tx + 16 * j;
-      if (r < rows && c < columns) y(r, c) = narrowed<T>(sum[i][j]);
+      if (r < rows && c < columns) y(r, c) = narrowed<T>((add ? widened<A>(y(r, c)) : A(0)) + sum[i][j]);
     }
 }
 
 template <class T, class X, class W>
 __global__ void __launch_bounds__(gemm_threads)
-    linear_kernel(X x, W weight, matrix_view<T, space::device> y) {
+    linear_kernel(X x, W weight, matrix_view<T, space::device> y, bool add) {
   for (std::int64_t row = std::int64_t{blockIdx.y} * gemm_tile; row < y.extent[0];
        row += std::int64_t{gridDim.y} * gemm_tile)
-    gemm_tile_portable<T>(x, weight, y, row, std::int64_t{blockIdx.x} * gemm_tile, y.extent[0]);
+    gemm_tile_portable<T>(x, weight, y, row, std::int64_t{blockIdx.x} * gemm_tile, y.extent[0], add);
 }
 
 /// Axis `axis` of a rank-3 view held fixed at `i`.
 template <class T>
-__device__ matrix_view<T, space::device> middle(const tensor_view<T, space::device>& v, std::int64_t i) {
+__host__ __device__ matrix_view<T, space::device> middle(const tensor_view<T, space::device>& v,
+                                                         std::int64_t i) {
   matrix_view<T, space::device> m;
   m.data = v.data + i * v.stride[1];
   m.extent[0] = v.extent[0], m.extent[1] = v.extent[2];
@@ -104,9 +115,9 @@ inline unsigned gemm_tiles(std::int64_t extent, std::int64_t most = 65535) {
 
 template <class T, class X, class W>
 void launch_linear(const exec::cuda& p, std::string_view where, const X& x, const W& weight,
-                   const matrix_view<T, space::device>& y) {
+                   const matrix_view<T, space::device>& y, bool add = false) {
   p.launch(where, linear_kernel<T, X, W>, dim3(gemm_tiles(y.extent[1]), gemm_tiles(y.extent[0])),
-           gemm_threads, 0, x, weight, y);
+           gemm_threads, 0, x, weight, y, add);
 }
 
 template <class T, class W>

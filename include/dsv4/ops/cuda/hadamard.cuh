@@ -8,15 +8,16 @@
 namespace dsv4 {
 
 namespace detail {
-/// One block per row.
+/// x = H from / sqrt(D); they may be the same. One block per row.
 template <class T>
-__global__ void __launch_bounds__(256) hadamard_kernel(matrix_view<T, space::device> x) {
+__global__ void __launch_bounds__(256)
+    hadamard_kernel(matrix_view<const T, space::device> from, matrix_view<T, space::device> x) {
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   A* const v = reinterpret_cast<A*>(memory);
   const std::int64_t width = x.extent[1];
   T* const row = x.data + std::int64_t{blockIdx.x} * x.stride[0];
-  for (std::int64_t i = threadIdx.x; i < width; i += blockDim.x) v[i] = widened<A>(row[i]);
+  for (std::int64_t i = threadIdx.x; i < width; i += blockDim.x) v[i] = widened<A>(from(blockIdx.x, i));
   for (std::int64_t half = 1; half < width; half *= 2) {
     __syncthreads();
     for (std::int64_t i = threadIdx.x; i < width / 2; i += blockDim.x) {
@@ -35,13 +36,24 @@ template <class T>
 struct kernel<hadamard<T, space::device>, exec::cuda> {
   using op = hadamard<T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs&, const typename op::outputs& out) {
-    const std::int64_t width = out.x.extent[1];
+    transform(p, out.x, out.x);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs&,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    transform(p, up.dy, g.dx);
+  }
+
+ private:
+  static void transform(const exec::cuda& p, const matrix_view<const T, space::device>& from,
+                        const matrix_view<T, space::device>& to) {
+    const std::int64_t width = to.extent[1];
     const std::size_t bytes = static_cast<std::size_t>(width) * sizeof(detail::accumulator<T>);
     expect(bytes <= p.device().shared_memory_per_block, "hadamard", "x width",
            "a row that fits in shared memory", width);
     const int threads = static_cast<int>(std::clamp<std::int64_t>(width / 2, 32, 256));
-    p.launch("hadamard", detail::hadamard_kernel<T>, dim3(static_cast<unsigned>(out.x.extent[0])), threads,
-             bytes, out.x);
+    p.launch("hadamard", detail::hadamard_kernel<T>, dim3(static_cast<unsigned>(to.extent[0])), threads,
+             bytes, from, to);
   }
 };
 

@@ -3,13 +3,12 @@
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/hyper_connection_backward.cuh>
 #include <dsv4/ops/hyper_connection.hpp>
 
 namespace dsv4 {
 
 namespace detail {
-inline constexpr int most_streams = 16;
-
 /// The Sinkhorn passes over an n x n matrix: thread j n + k brings entry (j, k) and takes its result; threads
 /// from n n on only keep the others company at `barrier`. `m` and `work` hold n n entries.
 template <class A, class Barrier>
@@ -42,7 +41,7 @@ __device__ A sinkhorn(A value, A* m, A* work, int n, int iterations, A eps, cons
 }
 
 /// One block per token.
-template <class T>
+template <class T, int N>
 __global__ void __launch_bounds__(256)
     hyper_connection_gates_kernel(tensor_view<const T, space::device> x,
                                   matrix_view<const T, space::device> z,
@@ -55,13 +54,7 @@ __global__ void __launch_bounds__(256)
   const std::int64_t t = blockIdx.x;
   const int n = static_cast<int>(x.extent[1]), own = static_cast<int>(threadIdx.x);
   const A eps = static_cast<A>(eps_);
-  A squares = 0;
-  for (int i = 0; i < n; ++i)
-    for (std::int64_t c = own; c < x.extent[2]; c += 256) {
-      const A v = widened<A>(x(t, i, c));
-      squares += v * v;
-    }
-  squares = block_sum(squares, partial);
+  const A squares = block_sum(token_squares<N>(x, t), partial);
   const A rho = A(1) / sqrt(squares / static_cast<A>(n * x.extent[2]) + static_cast<A>(norm_eps));
   const auto h = [&](int row, int segment) {
     return widened<A>(z(t, row)) * rho * widened<A>(scale(segment)) + widened<A>(base(row));
@@ -156,9 +149,19 @@ struct kernel<hyper_connection_gates<T, space::device>, exec::cuda> {
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
     expect(in.x.extent[1] <= detail::most_streams, "hyper_connection_gates", "x streams", "at most 16",
            in.x.extent[1]);
-    p.launch("hyper_connection_gates", detail::hyper_connection_gates_kernel<T>,
-             dim3(static_cast<unsigned>(in.x.extent[0])), 256, 0, in.x, in.z, in.base, in.scale, in.norm_eps,
-             in.eps, in.sinkhorn_iters, out.pre, out.post, out.comb);
+    const auto run = [&](auto kernel) {
+      p.launch("hyper_connection_gates", kernel, dim3(static_cast<unsigned>(in.x.extent[0])), 256, 0, in.x,
+               in.z, in.base, in.scale, in.norm_eps, in.eps, in.sinkhorn_iters, out.pre, out.post, out.comb);
+    };
+    if (detail::vectorisable(in.x))
+      run(detail::hyper_connection_gates_kernel<T, detail::vector_width<T>>);
+    else
+      run(detail::hyper_connection_gates_kernel<T, 1>);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>& w, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    detail::launch_gates_backward<T>(p, w, in, up, g);
   }
 };
 
@@ -174,6 +177,13 @@ struct kernel<hyper_connection_collapse<T, space::device>, exec::cuda> {
       run(detail::hyper_connection_collapse_kernel<T, detail::vector_width<T>>);
     else
       run(detail::hyper_connection_collapse_kernel<T, 1>);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    p.launch("hyper_connection_collapse", detail::hyper_connection_collapse_backward_kernel<T>,
+             dim3(static_cast<unsigned>(in.x.extent[0])), 256, 0, in.x, in.pre, up.du, g.dx, g.add_to_dx,
+             g.dpre);
   }
 };
 
@@ -195,6 +205,20 @@ struct kernel<hyper_connection_expand<T, space::device>, exec::cuda> {
       run(detail::hyper_connection_expand_kernel<T, 1, 4>);
     else
       run(detail::hyper_connection_expand_kernel<T, 1, detail::most_streams>);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    expect(in.x.extent[1] <= detail::most_streams, "hyper_connection_expand", "x streams", "at most 16",
+           in.x.extent[1]);
+    const auto run = [&](auto kernel) {
+      p.launch("hyper_connection_expand", kernel, dim3(static_cast<unsigned>(in.x.extent[0])), 256, 0, in,
+               up.dx, g);
+    };
+    if (in.x.extent[1] <= 4)
+      run(detail::hyper_connection_expand_backward_kernel<T, 4, 4>);
+    else
+      run(detail::hyper_connection_expand_backward_kernel<T, detail::most_streams, 1>);
   }
 };
 

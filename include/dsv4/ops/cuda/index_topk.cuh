@@ -3,23 +3,15 @@
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/index_parts.cuh>
+#include <dsv4/ops/cuda/index_topk_sm90.cuh>
 #include <dsv4/ops/cuda/streaming_topk.cuh>
 #include <dsv4/ops/index_topk.hpp>
 
 namespace dsv4 {
 
 namespace detail {
-inline constexpr int index_threads = 256;
 inline constexpr int index_heads_at_once = 8;
-
-/// Candidates of one part of the entries, for a second pass that joins the parts.
-template <class A>
-struct index_parts {
-  ordered_key<A>* keys;   // (N, parts, k)
-  std::int32_t* indices;  // (N, parts, k)
-  std::int32_t* counts;   // (N, parts)
-  int count;              ///< parts
-};
 
 /// Where a block keeps what in shared memory.
 template <class A>
@@ -41,15 +33,6 @@ struct index_memory {
     return indices_at() + static_cast<std::size_t>(capacity) * sizeof(std::int32_t);
   }
 };
-
-template <class A>
-__device__ void write_selected(const streaming_topk<ordered_key<A>, index_threads>& top,
-                               std::int32_t* selected, std::int64_t k) {
-  top.shrink();
-  __syncthreads();
-  for (std::int64_t j = threadIdx.x; j < k; j += index_threads)
-    selected[j] = j < top.s->count ? top.indices[j] : -1;
-}
 
 /// Block (t, part): the best entries of one part of those visible to query t. A thread scores one entry of
 /// a tile, eight heads at a time.
@@ -109,31 +92,6 @@ __global__ void __launch_bounds__(index_threads)
   }
   if (threadIdx.x == 0) parts.counts[at] = state.count;
 }
-
-/// The best of all parts; they come in ascending order of index, as the parts do.
-template <class A>
-__global__ void __launch_bounds__(index_threads)
-    index_join_kernel(index_parts<A> parts, int capacity, matrix_view<std::int32_t, space::device> selected) {
-  using Key = ordered_key<A>;
-  extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ typename streaming_topk<Key, index_threads>::state state;
-  const std::int64_t t = blockIdx.x;
-  const int k = static_cast<int>(selected.extent[1]);
-  Key* const keys = reinterpret_cast<Key*>(memory);
-  const streaming_topk<Key, index_threads> top{keys, reinterpret_cast<std::int32_t*>(keys + capacity),
-                                               capacity, k, &state};
-  top.clear();
-  for (int part = 0; part < parts.count; ++part) {
-    const std::int64_t at = t * parts.count + part;
-    const int count = parts.counts[at];
-    for (int base = 0; base < count; base += index_threads) {
-      const int j = base + static_cast<int>(threadIdx.x);
-      const bool valid = j < count;
-      top.push(valid, valid ? parts.keys[at * k + j] : Key{0}, valid ? parts.indices[at * k + j] : 0);
-    }
-  }
-  write_selected<A>(top, &selected(t, 0), k);
-}
 }  // namespace detail
 
 template <class T>
@@ -144,6 +102,14 @@ struct kernel<index_topk<T, space::device>, exec::cuda> {
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
     const std::int64_t rows = in.q.extent[0], k = out.selected.extent[1];
     if (rows == 0 || k == 0) return;
+    if constexpr (std::is_same_v<T, bf16>)
+      if (detail::launch_index_topk_sm90(p, in, out)) return;
+    portable(p, in, out);
+  }
+
+  /// The kernel for any type and device, also to compare the fast one with.
+  static void portable(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    const std::int64_t rows = in.q.extent[0], k = out.selected.extent[1];
     const auto memory = detail::index_memory<A>::make(in.q.extent[1], in.q.extent[2], k);
     expect(memory.bytes() + 4096 <= p.device().shared_memory_per_block, "index_topk", "heads, width and k",
            "what fits in shared memory", static_cast<std::int64_t>(memory.bytes()));

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Matrix products on the GPU: cuBLASLt where both sides are stored as it multiplies them, else our own.
+/// Block- scaled matrices of a stack begin at multiples of 16 bytes.
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
-#include <dsv4/ops/cuda/gemm_portable.cuh>
+#include <dsv4/ops/cuda/gemm_portable_backward.cuh>
+#include <dsv4/ops/cuda/gemm_sm90.cuh>
+#include <dsv4/ops/cuda/gemv.cuh>
 #include <dsv4/ops/linear.hpp>
 
 #include <type_traits>
@@ -20,6 +23,11 @@ template <class T, class W, class X>
 inline constexpr bool cublas_multiplies =
     std::is_same_v<W, X> && (std::is_same_v<T, X> || (std::is_same_v<T, float> && std::is_same_v<X, bf16>)) &&
     (std::is_same_v<X, float> || std::is_same_v<X, double> || std::is_same_v<X, bf16>);
+
+/// Whether the matrix units can multiply x of `X` by weights of `W` without rounding the inputs.
+template <class T, class W, class X>
+inline constexpr bool multiplies_sm90 = sm90_storage<W>&& sm90_storage<X> &&
+                                        (std::is_same_v<T, float> || std::is_same_v<T, bf16>);
 
 template <class T, class X>
 exec::cuda_matmul::problem matmul_problem() {
@@ -44,7 +52,48 @@ struct kernel<linear<T, space::device, W, X>, exec::cuda> {
       m.x_stride = in.x.stride[0], m.weight_stride = in.weight.stride[0], m.y_stride = out.y.stride[0];
       if (p.matmul("linear", m)) return;
     }
+    if constexpr (detail::multiplies_sm90<T, W, X>) {
+      detail::gemm_problem<T, decltype(in.x), decltype(in.weight)> m{in.x, in.weight, out.y, nullptr,
+                                                                     0,    0,         1};
+      if (detail::launch_gemv(p, "linear", m) || detail::launch_gemm_sm90(p, "linear", m)) return;
+    }
     detail::launch_linear(p, "linear", in.x, in.weight, out.y);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    if (g.dx.data && !matmul_dx(p, in, up, g))
+      detail::launch_linear(p, "linear", up.dy, detail::transposed(in.weight), g.dx, g.add_to_dx);
+    if (g.dweight.data && !matmul_dweight(p, in, up, g))
+      detail::launch_linear(p, "linear", detail::transposed(up.dy), detail::transposed(in.x), g.dweight,
+                            true);
+  }
+
+ private:
+  static constexpr bool plain = std::is_same_v<T, W> && std::is_same_v<T, X>;
+  static bool matmul_dx(const exec::cuda& p, const typename op::inputs& in, const typename op::upstream& up,
+                        const typename op::gradients& g) {
+    if constexpr (plain) {
+      auto m = detail::matmul_problem<T, T>();
+      m.rows = up.dy.extent[0], m.columns = in.x.extent[1], m.inner = up.dy.extent[1];
+      m.weight_transposed = true, m.accumulate = g.add_to_dx;
+      m.x = up.dy.data, m.weight = in.weight.data, m.y = g.dx.data;
+      m.x_stride = up.dy.stride[0], m.weight_stride = in.weight.stride[0], m.y_stride = g.dx.stride[0];
+      return p.matmul("linear", m);
+    }
+    return false;
+  }
+  static bool matmul_dweight(const exec::cuda& p, const typename op::inputs& in,
+                             const typename op::upstream& up, const typename op::gradients& g) {
+    if constexpr (plain) {
+      auto m = detail::matmul_problem<T, T>();
+      m.rows = up.dy.extent[1], m.columns = in.x.extent[1], m.inner = up.dy.extent[0];
+      m.x_transposed = m.weight_transposed = m.accumulate = true;
+      m.x = up.dy.data, m.weight = in.x.data, m.y = g.dweight.data;
+      m.x_stride = up.dy.stride[0], m.weight_stride = in.x.stride[0], m.y_stride = g.dweight.stride[0];
+      return p.matmul("linear", m);
+    }
+    return false;
   }
 };
 
@@ -62,7 +111,65 @@ struct kernel<batched_linear<T, space::device, W>, exec::cuda> {
       m.y_batch_stride = out.y.stride[1];
       if (p.matmul("batched_linear", m)) return;
     }
+    if constexpr (detail::multiplies_sm90<T, W, T>) {
+      const auto x = detail::middle(in.x, 0);
+      detail::gemm_problem<T, matrix_view<const T, space::device>, decltype(in.weight)> m{
+          x,
+          in.weight,
+          detail::middle(out.y, 0),
+          nullptr,
+          in.x.stride[1],
+          out.y.stride[1],
+          static_cast<int>(out.y.extent[1])};
+      if (in.x.stride[1] % 8 == 0 &&
+          (detail::launch_gemv(p, "batched_linear", m) || detail::launch_gemm_sm90(p, "batched_linear", m)))
+        return;
+    }
     detail::launch_batched_linear(p, "batched_linear", in.x, in.weight, out.y);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const std::int64_t rows = up.dy.extent[0], groups = up.dy.extent[1], columns = up.dy.extent[2],
+                       inner = in.x.extent[2];
+    if (g.dx.data && !matmul_dx(p, in, up, g))
+      p.launch("batched_linear", detail::batched_dx_kernel<T, std::remove_const_t<decltype(in.weight)>>,
+               detail::gemm_grid(rows, inner, groups), detail::gemm_threads, 0, up.dy, in.weight, g.dx);
+    if (g.dweight.data && !matmul_dweight(p, in, up, g))
+      p.launch("batched_linear", detail::batched_dweight_kernel<T>, detail::gemm_grid(columns, inner, groups),
+               detail::gemm_threads, 0, up.dy, in.x, g.dweight);
+  }
+
+ private:
+  static bool matmul_dx(const exec::cuda& p, const typename op::inputs& in, const typename op::upstream& up,
+                        const typename op::gradients& g) {
+    if constexpr (std::is_same_v<T, W>) {
+      auto m = detail::matmul_problem<T, T>();
+      m.rows = up.dy.extent[0], m.columns = in.x.extent[2], m.inner = up.dy.extent[2],
+      m.batch = up.dy.extent[1];
+      m.weight_transposed = true;
+      m.x = up.dy.data, m.weight = in.weight.data, m.y = g.dx.data;
+      m.x_stride = up.dy.stride[0], m.weight_stride = in.weight.stride[1], m.y_stride = g.dx.stride[0];
+      m.x_batch_stride = up.dy.stride[1], m.weight_batch_stride = in.weight.stride[0];
+      m.y_batch_stride = g.dx.stride[1];
+      return p.matmul("batched_linear", m);
+    }
+    return false;
+  }
+  static bool matmul_dweight(const exec::cuda& p, const typename op::inputs& in,
+                             const typename op::upstream& up, const typename op::gradients& g) {
+    if constexpr (std::is_same_v<T, W>) {
+      auto m = detail::matmul_problem<T, T>();
+      m.rows = up.dy.extent[2], m.columns = in.x.extent[2], m.inner = up.dy.extent[0],
+      m.batch = up.dy.extent[1];
+      m.x_transposed = m.weight_transposed = m.accumulate = true;
+      m.x = up.dy.data, m.weight = in.x.data, m.y = g.dweight.data;
+      m.x_stride = up.dy.stride[0], m.weight_stride = in.x.stride[0], m.y_stride = g.dweight.stride[1];
+      m.x_batch_stride = up.dy.stride[1], m.weight_batch_stride = in.x.stride[1];
+      m.y_batch_stride = g.dweight.stride[0];
+      return p.matmul("batched_linear", m);
+    }
+    return false;
   }
 };
 
@@ -70,7 +177,27 @@ template <class T, class W, class X>
 struct kernel<grouped_linear<T, space::device, W, X>, exec::cuda> {
   using op = grouped_linear<T, space::device, W, X>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    if constexpr (detail::multiplies_sm90<T, W, X>) {
+      detail::gemm_problem<T, decltype(in.x), decltype(in.weight)> m{
+          in.x, in.weight, out.y, in.offsets.data, 0, 0, static_cast<int>(in.weight.extent[0])};
+      if (detail::launch_gemv(p, "grouped_linear", m) || detail::launch_gemm_sm90(p, "grouped_linear", m))
+        return;
+    }
     detail::launch_grouped_linear(p, "grouped_linear", in.x, in.offsets, in.weight, out.y);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    const std::int64_t rows = up.dy.extent[0], experts = in.weight.extent[0], columns = up.dy.extent[1],
+                       inner = in.x.extent[1];
+    if (g.dx.data)
+      p.launch("grouped_linear", detail::grouped_dx_kernel<T, std::remove_const_t<decltype(in.weight)>>,
+               detail::gemm_grid(rows, inner, experts, 8), detail::gemm_threads, 0, up.dy, in.offsets,
+               in.weight, g.dx, g.add_to_dx);
+    if (g.dweight.data)
+      p.launch("grouped_linear", detail::grouped_dweight_kernel<T, std::remove_const_t<decltype(in.x)>>,
+               detail::gemm_grid(columns, inner, experts), detail::gemm_threads, 0, up.dy, in.offsets, in.x,
+               g.dweight);
   }
 };
 

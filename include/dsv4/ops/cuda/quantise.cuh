@@ -106,6 +106,48 @@ __global__ void __launch_bounds__(128) round_trip_kernel(matrix_view<T, space::d
         });
 }
 
+/// Blocks that are parts of rows, from dense vectors: a thread holds `N` elements, and the threads of a block
+/// agree on the largest. Every element is read once.
+template <class F, class T, int N>
+__global__ void __launch_bounds__(128)
+    quantise_rows_kernel(matrix_view<const T, space::device> x, block_scaled_matrix<F, space::device> q) {
+  using E = typename F::element;
+  using A = accumulator<T>;
+  constexpr int sharers = F::block_columns / N;
+  static_assert(sharers <= 32 && 32 % sharers == 0 && N % 4 == 0);
+  const std::int64_t per_row = x.extent[1] / N, count = x.extent[0] * per_row;
+  // Whole warps go round, so that all threads of a block are there.
+  for (std::int64_t base = std::int64_t{blockIdx.x} * 128; base < count;
+       base += std::int64_t{gridDim.x} * 128) {
+    const std::int64_t i = base + threadIdx.x, r = i / per_row, c = i % per_row * N;
+    const bool inside = i < count;
+    pack<T, N> v{};
+    if (inside) v = *reinterpret_cast<const pack<T, N>*>(&x(r, c));
+    A amax = 0;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const A a = widened<A>(v.value[j]);
+      amax = larger_magnitude(amax, a < 0 ? -a : a);
+    }
+#pragma unroll
+    for (int step = sharers / 2; step > 0; step /= 2)
+      amax = larger_magnitude(amax, __shfl_xor_sync(0xffffffffu, amax, step));
+    if (!inside) continue;
+    const e8m0 s = device_scale<F>(static_cast<double>(amax));
+    if (c % F::block_columns == 0) q.row_scales(r)[c / F::block_columns] = s;
+    pack<std::uint8_t, F::packed ? N / 2 : N> codes;
+#pragma unroll
+    for (int j = 0; j < N; j += 2) {
+      const E a = E(unscaled(widened<A>(v.value[j]), s)), b = E(unscaled(widened<A>(v.value[j + 1]), s));
+      if constexpr (F::packed)
+        codes.value[j / 2] = e2m1x2(a, b).bits;
+      else
+        codes.value[j] = a.bits, codes.value[j + 1] = b.bits;
+    }
+    *reinterpret_cast<decltype(codes)*>(q.row(r) + F::row_bytes(c)) = codes;
+  }
+}
+
 template <class F, class T>
 __global__ void __launch_bounds__(256)
     dequantise_kernel(block_scaled_matrix<const F, space::device> q, matrix_view<T, space::device> x) {
@@ -119,6 +161,17 @@ template <class F, class T>
 struct kernel<quantise<F, T, space::device>, exec::cuda> {
   using op = quantise<F, T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    if constexpr (F::block_rows == 1) {
+      constexpr int n = detail::vector_width<T> < 4 ? 4 : detail::vector_width<T>;
+      const auto& q = out.quantised;
+      if (in.x.extent[1] % F::block_columns == 0 && in.x.stride[0] % n == 0 && q.row_stride % n == 0 &&
+          reinterpret_cast<std::uintptr_t>(in.x.data) % (n * sizeof(T)) == 0 &&
+          reinterpret_cast<std::uintptr_t>(q.codes) % n == 0) {
+        p.launch("quantise", detail::quantise_rows_kernel<F, T, n>,
+                 detail::loop_grid(p, in.x.size() / n, 128), 128, 0, in.x, q);
+        return;
+      }
+    }
     const std::int64_t blocks = F::scale_rows(in.x.extent[0]) * F::scale_columns(in.x.extent[1]);
     p.launch("quantise", detail::quantise_kernel<F, T>, detail::loop_grid(p, 32 * blocks, 128), 128, 0, in.x,
              out.quantised);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/reduce.cuh>
 #include <dsv4/ops/rms_norm.hpp>
 
 namespace dsv4 {
@@ -45,6 +46,55 @@ __global__ void __launch_bounds__(256)
     to[i] = v;
   }
 }
+
+/// Per row r = 1 / sqrt(mean x^2 + eps) and r^3 mean(dy w x). One block per row.
+template <class T>
+__global__ void __launch_bounds__(256)
+    rms_norm_statistics_kernel(matrix_view<const T, space::device> x,
+                               vector_view<const T, space::device> weight,
+                               matrix_view<const T, space::device> dy, double eps, accumulator<T>* r,
+                               accumulator<T>* slope) {
+  using A = accumulator<T>;
+  __shared__ A partial[8];
+  const std::int64_t t = blockIdx.x, width = x.extent[1];
+  A squares = 0, dot = 0;
+  for (std::int64_t i = threadIdx.x; i < width; i += blockDim.x) {
+    const A v = widened<A>(x(t, i)), d = widened<A>(dy(t, i));
+    squares += v * v;
+    dot += v * (weight.data ? d * widened<A>(weight(i)) : d);
+  }
+  squares = block_sum(squares, partial);
+  dot = block_sum(dot, partial);
+  if (threadIdx.x > 0) return;
+  const A n = static_cast<A>(width), own = A(1) / sqrt(squares / n + static_cast<A>(eps));
+  r[t] = own, slope[t] = own * own * own * dot / n;
+}
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    rms_norm_backward_kernel(matrix_view<const T, space::device> x,
+                             vector_view<const T, space::device> weight,
+                             matrix_view<const T, space::device> dy, const accumulator<T>* r,
+                             const accumulator<T>* slope, matrix_view<T, space::device> dx) {
+  using A = accumulator<T>;
+  const std::int64_t width = x.extent[1];
+  for (std::int64_t j = global_thread(); j < x.extent[0] * width; j += global_threads()) {
+    const std::int64_t t = j / width, i = j % width;
+    const A g = widened<A>(dy(t, i)) * (weight.data ? widened<A>(weight(i)) : A(1));
+    dx(t, i) = narrowed<T>(r[t] * g - slope[t] * widened<A>(x(t, i)));
+  }
+}
+
+/// dy x r: what a row adds to the gradient of the weight.
+template <class T>
+struct rms_norm_weight_term {
+  matrix_view<const T, space::device> x, dy;
+  const accumulator<T>* r;
+  __device__ accumulator<T> operator()(std::int64_t t, std::int64_t i) const {
+    using A = accumulator<T>;
+    return widened<A>(dy(t, i)) * widened<A>(x(t, i)) * r[t];
+  }
+};
 }  // namespace detail
 
 template <class T>
@@ -65,6 +115,24 @@ struct kernel<rms_norm<T, space::device>, exec::cuda> {
       is_short ? run(detail::rms_norm_kernel<T, n, 32>, 8) : run(detail::rms_norm_kernel<T, n, 256>, 1);
     else
       is_short ? run(detail::rms_norm_kernel<T, 1, 32>, 8) : run(detail::rms_norm_kernel<T, 1, 256>, 1);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>& w, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    using A = detail::accumulator<T>;
+    const workspace_scope scope(w);
+    const std::int64_t rows = in.x.extent[0];
+    A* const r = take<A>(w, rows).data;
+    A* const slope = take<A>(w, rows).data;
+    p.launch("rms_norm", detail::rms_norm_statistics_kernel<T>, dim3(static_cast<unsigned>(rows)),
+             in.x.extent[1] <= 512 ? 64 : 256, 0, in.x, in.weight, up.dy, in.eps, r, slope);
+    // The weight's gradient first: dx may be dy.
+    if (g.dweight.data)
+      detail::add_row_sums(p, "rms_norm", w, detail::rms_norm_weight_term<T>{in.x, up.dy, r}, rows,
+                           g.dweight);
+    if (g.dx.data)
+      p.launch("rms_norm", detail::rms_norm_backward_kernel<T>, detail::loop_grid(p, in.x.size(), 256), 256,
+               0, in.x, in.weight, up.dy, r, slope, g.dx);
   }
 };
 

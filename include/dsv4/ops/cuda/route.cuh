@@ -76,6 +76,39 @@ __global__ void __launch_bounds__(128)
                                      : not_a_number<double>);
   }
 }
+
+/// route::slope.
+__device__ __forceinline__ double route_slope(double x) {
+  if (x < -40) return 1;
+  const double e = exp(x < 0 ? x : -x);
+  return x > 0 ? 1 / (1 + e) / (x + log1p(e)) : e / (1 + e) / log1p(e);
+}
+
+/// One warp per token.
+template <class T>
+__global__ void __launch_bounds__(128)
+    route_backward_kernel(matrix_view<const T, space::device> logits, double factor,
+                          matrix_view<const std::int32_t, space::device> experts,
+                          matrix_view<const T, space::device> dweights,
+                          matrix_view<T, space::device> dlogits) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t t = std::int64_t{blockIdx.x} * 4 + threadIdx.x / 32, k = experts.extent[1];
+  if (t >= logits.extent[0]) return;
+  const auto logit = [&](std::int64_t j) { return widened<double>(logits(t, experts(t, j))); };
+  double sum = 0, tau = 0;
+  for (std::int64_t j = lane; j < k; j += 32) sum += route_score(logit(j));
+  sum = warp_sum(sum);
+  const auto share = [&](std::int64_t j) { return sum > 0 ? route_score(logit(j)) / sum : 0.0; };
+  for (std::int64_t j = lane; j < k; j += 32) tau += widened<double>(dweights(t, j)) * factor * share(j);
+  tau = warp_sum(tau);
+  for (std::int64_t e = lane; e < logits.extent[1]; e += 32) dlogits(t, e) = T{};
+  __syncwarp();
+  for (std::int64_t j = 0; lane == 0 && j < k; ++j) {  // a table may name an expert twice
+    T& to = dlogits(t, experts(t, j));
+    to = narrowed<T>(widened<double>(to) +
+                     (factor * widened<double>(dweights(t, j)) - tau) * share(j) * route_slope(logit(j)) / 2);
+  }
+}
 }  // namespace detail
 
 template <class T>
@@ -89,6 +122,14 @@ struct kernel<route<T, space::device>, exec::cuda> {
     p.launch("route", detail::route_kernel<T>,
              dim3(static_cast<unsigned>(detail::ceil_div(in.logits.extent[0], 4))), 128, bytes, in.logits,
              in.bias, in.table, in.tokens, in.factor, out.experts, out.weights);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::saved& kept, const typename op::upstream& up,
+                       const typename op::gradients& g) {
+    p.launch("route", detail::route_backward_kernel<T>,
+             dim3(static_cast<unsigned>(detail::ceil_div(in.logits.extent[0], 4))), 128, 0, in.logits,
+             in.factor, kept.experts, up.dweights, g.dlogits);
   }
 };
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Sparse attention on the GPU, for any type and width: one warp per query and head.
+/// Sparse attention on the GPU: on the matrix units where they can, else one warp per query and head.
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/sparse_attention_backward.cuh>
+#include <dsv4/ops/cuda/sparse_attention_sm90.cuh>
 #include <dsv4/ops/sparse_attention.hpp>
 
 namespace dsv4 {
@@ -12,10 +14,10 @@ inline constexpr int attention_warps = 8;
 
 /// Lane l holds the channels l + 32 i, i < Each. Scores pass through a running maximum; keys are read once,
 /// `Batch` at a time, and stay in L1 for the other heads of the block.
-template <class T, int Each>
+template <class T, class L, int Each>
 __global__ void __launch_bounds__(32 * attention_warps)
     sparse_attention_kernel(typename sparse_attention<T, space::device>::inputs in,
-                            tensor_view<T, space::device> o) {
+                            tensor_view<T, space::device> o, matrix_view<L, space::device> lse) {
   using A = accumulator<T>;
   constexpr int Batch = sizeof(A) == 8 ? 2 : 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -80,6 +82,7 @@ __global__ void __launch_bounds__(32 * attention_warps)
       for (int b = 0; b < Batch; ++b) sum[i] += p[b] * key[b][i];
     }
   }
+  if (lse.data && lane == 0) lse(t, h) = static_cast<L>(top + log(weight));
 #pragma unroll
   for (int i = 0; i < Each; ++i) {
     const int c = lane + 32 * i;
@@ -93,21 +96,34 @@ struct kernel<sparse_attention<T, space::device>, exec::cuda> {
   using op = sparse_attention<T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out,
                       const typename op::saved& keep) {
-    expect(!keep.lse.data, "sparse_attention", "lse", "none: this policy does not write it",
-           keep.lse.extent[0]);
+    if constexpr (std::is_same_v<T, bf16>)
+      if (detail::launch_sparse_attention_sm90(p, in, out, keep.lse)) return;
+    portable(p, in, out, keep);
+  }
+
+  /// The kernel for any type and device, also to compare the fast one with.
+  static void portable(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out,
+                       const typename op::saved& keep) {
+    using L = typename std::remove_cvref_t<decltype(keep.lse)>::value_type;
     const std::int64_t width = in.q.extent[2];
     expect(width <= 512, "sparse_attention", "q width", "at most 512", width);
     const dim3 grid(static_cast<unsigned>(in.q.extent[0]),
                     static_cast<unsigned>(detail::ceil_div(in.q.extent[1], detail::attention_warps)));
     const auto run = [&](auto kernel) {
-      p.launch("sparse_attention", kernel, grid, 32 * detail::attention_warps, 0, in, out.o);
+      p.launch("sparse_attention", kernel, grid, 32 * detail::attention_warps, 0, in, out.o, keep.lse);
     };
     if (width <= 64)
-      run(detail::sparse_attention_kernel<T, 2>);
+      run(detail::sparse_attention_kernel<T, L, 2>);
     else if (width <= 128)
-      run(detail::sparse_attention_kernel<T, 4>);
+      run(detail::sparse_attention_kernel<T, L, 4>);
     else
-      run(detail::sparse_attention_kernel<T, 16>);
+      run(detail::sparse_attention_kernel<T, L, 16>);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>& w, const typename op::inputs& in,
+                       const typename op::saved& kept, const typename op::upstream& up,
+                       const typename op::gradients& g) {
+    detail::attention_backward<T>::run(p, w, in, kept, up, g);
   }
 };
 

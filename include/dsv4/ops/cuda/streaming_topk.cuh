@@ -51,8 +51,10 @@ struct streaming_topk {
 
   /// Takes one candidate per thread where `valid`, in the order of the threads.
   __device__ void push(bool valid, Key key, std::int32_t index) const {
+    const bool candidate = valid && (!s->full || key > s->threshold);
+    if (!__syncthreads_or(candidate)) return;  // most of the time, once there is a threshold
     int all;
-    int before = place(valid && (!s->full || key > s->threshold), all);
+    int before = place(candidate, all);
     if (s->count + all > capacity) {
       shrink();
       before = place(valid && (!s->full || key > s->threshold), all);

@@ -33,6 +33,33 @@ __global__ void __launch_bounds__(256)
     *reinterpret_cast<P*>(&h(r, c)) = g;
   }
 }
+
+/// One block per row.
+template <class T>
+__global__ void __launch_bounds__(256)
+    swiglu_backward_kernel(matrix_view<const T, space::device> gate, matrix_view<const T, space::device> up,
+                           vector_view<const T, space::device> row_weight, double limit_,
+                           matrix_view<const T, space::device> dh, matrix_view<T, space::device> dgate,
+                           matrix_view<T, space::device> dup, vector_view<T, space::device> drow_weight) {
+  using A = accumulator<T>;
+  __shared__ A partial[8];
+  const A limit = static_cast<A>(limit_);
+  const std::int64_t r = blockIdx.x;
+  const A weight = row_weight.data ? widened<A>(row_weight(r)) : A(1);
+  A sum = 0;
+  for (std::int64_t i = threadIdx.x; i < gate.extent[1]; i += blockDim.x) {
+    const A x = widened<A>(gate(r, i)), y = widened<A>(up(r, i)), d = widened<A>(dh(r, i));
+    const A a = x > limit ? limit : x, b = y > limit ? limit : y < -limit ? -limit : y;
+    const A s = A(1) / (A(1) + exp(-a));
+    sum += d * a * s * b;
+    if (dgate.data)
+      dgate(r, i) = narrowed<T>(x <= limit ? d * weight * b * s * (A(1) + a * (A(1) - s)) : A(0));
+    if (dup.data) dup(r, i) = narrowed<T>(y <= limit && y >= -limit ? d * weight * a * s : A(0));
+  }
+  if (!drow_weight.data) return;
+  sum = block_sum(sum, partial);
+  if (threadIdx.x == 0) drow_weight(r) = narrowed<T>(sum);
+}
 }  // namespace detail
 
 template <class T>
@@ -48,6 +75,12 @@ struct kernel<swiglu<T, space::device>, exec::cuda> {
       run(detail::swiglu_kernel<T, n>, n);
     else
       run(detail::swiglu_kernel<T, 1>, 1);
+  }
+
+  static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
+                       const typename op::upstream& up, const typename op::gradients& g) {
+    p.launch("swiglu", detail::swiglu_backward_kernel<T>, dim3(static_cast<unsigned>(in.gate.extent[0])), 256,
+             0, in.gate, in.up, in.row_weight, in.limit, up.dh, g.dgate, g.dup, g.drow_weight);
   }
 };
 

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+/// Small formats to bf16, eight and more at a time: their bits are a bf16's, but for its exponent's offset.
+#pragma once
+
+#include <dsv4/numeric/block_scaled.hpp>
+#include <dsv4/ops/cuda/common.cuh>
+
+#include <cstdint>
+
+namespace dsv4::detail {
+
+/// Two products of bf16, exact where nothing but exponents change. (Products alone came with sm_90.)
+__device__ __forceinline__ std::uint32_t multiply_pair(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t c;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(c) : "r"(a), "r"(b), "r"(0x80008000u));
+  return c;
+}
+
+/// What decoded bits are multiplied by: 2^(offset + scale), in one or two steps, since a bf16 ends at 2^127.
+struct pair_scale {
+  std::uint32_t first, second;  ///< pairs of bf16
+
+  /// `offset` is 120 or more, so the power is a normal number.
+  __device__ pair_scale(int offset, e8m0 scale) {
+    const int exponent = offset + scale.exponent();
+    const float rest = exponent > 127 ? __uint_as_float(static_cast<unsigned>(exponent) << 23) : 1.0f;
+    const float most = __uint_as_float(static_cast<unsigned>(min(exponent, 127) + 127) << 23);
+    first = pair(scale.is_nan() ? not_a_number<float> : most);
+    second = pair(rest);
+  }
+  __device__ std::uint32_t apply(std::uint32_t bits) const {
+    const std::uint32_t value = multiply_pair(bits, first);
+    return second == 0x3F803F80u ? value : multiply_pair(value, second);
+  }
+
+ private:
+  __device__ static std::uint32_t pair(float v) {
+    const std::uint32_t high = __float_as_uint(v) >> 16;
+    return high << 16 | high;
+  }
+};
+
+/// The low and the high half of four E4M3 codes, as bf16 2^120 times too small.
+__device__ __forceinline__ void spread_e4m3(std::uint32_t codes, std::uint32_t& low, std::uint32_t& high) {
+  const std::uint32_t a = __byte_perm(codes, 0, 0x1404), b = __byte_perm(codes, 0, 0x3424);
+  low = (a & 0x80008000u) | (a >> 4 & 0x07F007F0u);
+  high = (b & 0x80008000u) | (b >> 4 & 0x07F007F0u);
+}
+/// Eight E2M1 codes, as bf16 2^126 times too small.
+__device__ __forceinline__ void spread_e2m1(std::uint32_t codes, std::uint32_t (&out)[4]) {
+  const std::uint32_t up = codes << 4;
+  // The even column's code is the low nibble of a byte.
+  const std::uint32_t r[4] = {__byte_perm(up, codes, 0x4000), __byte_perm(up, codes, 0x5010),
+                              __byte_perm(up, codes, 0x6020), __byte_perm(up, codes, 0x7030)};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[i] = (r[i] & 0x80008000u) | (r[i] >> 6 & 0x01C001C0u);
+}
+
+/// 16 bytes of codes of format F to pairs of bf16; how many there are.
+template <class F>
+inline constexpr int codes_per_16 = F::packed ? 32 : 16;
+template <class F>
+__device__ __forceinline__ void decode_16(const uint4& codes, e8m0 scale,
+                                          std::uint32_t (&out)[codes_per_16<F> / 2]) {
+  const std::uint32_t word[4] = {codes.x, codes.y, codes.z, codes.w};
+  const pair_scale s(F::packed ? 126 : 120, scale);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (F::packed) {
+      std::uint32_t four[4];
+      spread_e2m1(word[i], four);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) out[4 * i + j] = s.apply(four[j]);
+    } else {
+      std::uint32_t low, high;
+      spread_e4m3(word[i], low, high);
+      out[2 * i] = s.apply(low), out[2 * i + 1] = s.apply(high);
+    }
+  }
+}
+
+}  // namespace dsv4::detail
