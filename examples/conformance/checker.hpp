@@ -157,9 +157,9 @@ class checker {
                           const std::set<std::string, std::less<>>& seen, const test_vector& v) {
     divergence d;
     d.op = n.op, d.tensor = name;
-    const std::size_t first = name.find('.'),
-                      second = first == std::string::npos ? first : name.find('.', first + 1);
-    if (name.starts_with("layers.") || name.starts_with("mtp.")) d.layer = name.substr(0, second);
+    const std::string own = name.starts_with("grad.") ? name.substr(5) : name;
+    if (own.starts_with("layers.") || own.starts_with("mtp."))
+      d.layer = own.substr(0, own.find('.', own.find('.') + 1));
     // Backwards through results that the dump lacks.
     std::set<std::string, std::less<>> wanted;
     for (const auto& [role, input] : n.inputs) wanted.insert(input);

@@ -10,5 +10,6 @@ void conformance::dump_float(const fs::path& suite, const fs::path& folder, int 
   dump_ops<float>(policy, folder);
   dump_mixed<float>(policy, suite, folder);
   dump_released<float>(policy, suite, folder);
+  dump_training<float>(policy, suite, folder);
   dump_refused(suite, folder);
 }

@@ -6,6 +6,7 @@
 #include "make_refused.hpp"
 #include "model_runs.hpp"
 #include "op_vectors.hpp"
+#include "training_run.hpp"
 #include <dsv4/io/checkpoint_writer.hpp>
 #include <dsv4/io/config_json.hpp>
 
@@ -25,6 +26,28 @@ test_vector make_model(const fs::path& folder, test_vector v, const Record& reco
   write_tensors(path, files);
   dsv4::io::save_parameters<C, double, Q>(path.parent_path() / "model.safetensors", weights);
   write_text(path.parent_path() / "config.json", dsv4::io::config_to_json<C>());
+  return v;
+}
+
+inline test_vector make_training(const fs::path& folder) {
+  dsv4::parameter_store<trained_model, double> weights;
+  dsv4::parameter_store<trained_model, float> saved;  // F32 in the file
+  trained_weights(weights), trained_weights(saved);
+  tensor_map files;
+  test_vector v{"trained",
+                "a training step: losses, and the gradient of every parameter, of two packed documents",
+                "models/trained/expected.safetensors",
+                {"5", "15", "42", "43", "49", "60", "61", "63"},
+                false,
+                {{"step", "one training step, gradients as sums, not means", {}, ""}},
+                {},
+                {}};
+  v = make_vector(std::move(v), files,
+                  [&](recorder& to) { record_training(dsv4::exec::reference{}, to, weights); });
+  const fs::path path = folder / v.file;
+  write_tensors(path, files);
+  dsv4::io::save_parameters<trained_model>(path.parent_path() / "model.safetensors", saved);
+  write_text(path.parent_path() / "config.json", dsv4::io::config_to_json<trained_model>());
   return v;
 }
 
@@ -66,6 +89,7 @@ inline suite make_suite(const fs::path& folder) {
         record_model<released_model, double, dsv4::numerics::v4_released>(
             policy, to, weights, draw_tokens(released_seed, released_length, released_model.vocab_size));
       }));
+  all.vectors.push_back(make_training(folder));
   all.refuse = make_refused(folder, dsv4::io::config_to_json<mixed_model>());
   write_text(folder / "manifest.json", manifest_text(all));
   return all;

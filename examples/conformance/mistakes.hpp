@@ -40,6 +40,15 @@ inline std::vector<std::string> rows_of(std::string op, const std::string& tenso
   if (op == "cross_entropy" || op == "next_token_loss") return {"65"};
   if (op == "muon" || op == "adamw") return {"64"};
   if (op == "indexer_loss") return {"60", "62"};
+  if (op == "training_step") {  // a gradient, by what its parameter does
+    const auto of = [&](std::string_view part) { return tensor_name.find(part) != std::string::npos; };
+    if (of("indexer")) return {"60", "61", "62"};
+    if (of("hc_")) return {"42"};
+    if (of("ffn.gate")) return {"49"};
+    if (of("ffn.")) return {"43", "49"};
+    if (of("attn.")) return {"5", "15", "63"};
+    return {"65"};
+  }
   if (op == "greedy") return {"58"};
   if (op == "embedding") return {"47"};
   if (op == "packed_model") return {"14", "15", "30", "66"};

@@ -15,9 +15,9 @@
 
 namespace conformance {
 
-inline constexpr std::int64_t mixed_length = 29, released_length = 21, packed_length = 13, greedy_prompt = 9,
+inline constexpr std::int64_t mixed_length = 25, released_length = 21, packed_length = 13, greedy_prompt = 9,
                               greedy_length = 16;
-inline constexpr std::uint64_t mixed_seed = 2, released_seed = 1, packed_seed = 102;
+inline constexpr std::uint64_t mixed_seed = 9, released_seed = 3, packed_seed = 102;
 
 inline std::vector<std::int32_t> mixed_tokens() {
   return draw_tokens(mixed_seed, mixed_length, mixed_model.vocab_size);
@@ -37,7 +37,7 @@ inline std::vector<model_run> mixed_runs() {
   return {
       {"whole", "all tokens in one call, from an empty state", {mixed_length}, ""},
       {"decode", "11 tokens, then one at a time", decode_chunks(11, mixed_length), ""},
-      {"chunks", "calls of these lengths", {3, 1, 8, 4, 5, 7, 1}, ""},
+      {"chunks", "calls of these lengths", {3, 1, 8, 4, 5, 3, 1}, ""},
       {"short",
        "the first 3 tokens alone: no entry is complete; dumps hold the rows that there are",
        {3},

@@ -67,6 +67,28 @@ inline constexpr dsv4::model_config released_model = [] {
   return c;
 }();
 
+/// The smallest: every gradient of it is in the suite.
+inline constexpr dsv4::model_config trained_model = [] {
+  using enum dsv4::attention_kind;
+  dsv4::model_config c = mixed_model;
+  c.vocab_size = 29;
+  c.hidden_size = 22;
+  c.layers = dsv4::schedule({sliding, csa, hca});
+  c.attention.num_attention_heads = 3;
+  c.attention.head_dim = 14;
+  c.attention.qk_rope_head_dim = 6;
+  c.attention.q_lora_rank = 9;
+  c.attention.o_lora_rank = 5;
+  c.attention.sliding_window = 5;
+  c.attention.hca_compress_ratio = 7;
+  c.attention.index_n_heads = 2;
+  c.attention.index_head_dim = 8;
+  c.moe.n_routed_experts = 5;
+  c.moe.moe_intermediate_size = 10;
+  c.hyper_connection.hc_mult = 2;
+  return c;
+}();
+
 /// Tokens of a text: token i is (splitmix64(seed + i) >> 33) mod vocabulary.
 inline std::vector<std::int32_t> draw_tokens(std::uint64_t seed, std::int64_t count, int vocabulary) {
   std::vector<std::int32_t> tokens;
@@ -76,17 +98,23 @@ inline std::vector<std::int32_t> draw_tokens(std::uint64_t seed, std::int64_t co
   return tokens;
 }
 
-/// Weights by the rule of initialise_by_name, stored as `Q` says. Hash tables are permuted: their rows are
-/// not in the order of the experts.
+/// Weights by the rule of initialise_by_name. Hash tables are permuted: their rows are not in the order of
+/// the experts.
+template <dsv4::model_config C, class T>
+void initialise_with_table(dsv4::parameter_store<C, T>& store) {
+  dsv4::initialise_by_name(store);
+  dsv4::for_each_parameter<C>(store.views(), [](const auto&, auto& v) {
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*v.data)>, std::int32_t>)
+      for (std::int64_t i = 0; i < v.size(); ++i)
+        v.data[i] = static_cast<std::int32_t>((i / v.extent[1] * 4 + i % v.extent[1] * 2 + 3) %
+                                              C.moe.n_routed_experts);
+  });
+}
+/// The same, stored as `Q` says.
 template <dsv4::model_config C, class T, dsv4::numerics_config Q, class P>
 void suite_weights(const P& p, dsv4::parameter_store<C, T, Q>& store) {
   dsv4::parameter_store<C, T> wide;
-  dsv4::initialise_by_name(wide);
-  dsv4::for_each_parameter<C>(wide.views(), [](const auto&, auto& v) {
-    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*v.data)>, std::int32_t>)
-      for (std::int64_t i = 0; i < v.size(); ++i)
-        v.data[i] = static_cast<std::int32_t>((i * 5 + i / v.extent[1] * 2 + 3) % C.moe.n_routed_experts);
-  });
+  initialise_with_table<C>(wide);
   dsv4::quantise_parameters(p, wide, store);
 }
 

@@ -5,6 +5,7 @@
 
 #include "model_runs.hpp"
 #include "op_vectors.hpp"
+#include "training_run.hpp"
 #include <dsv4/io/checkpoint.hpp>
 #include <dsv4/io/config_json.hpp>
 
@@ -87,6 +88,15 @@ void dump_mixed(const P& p, const fs::path& from, const fs::path& folder) {
   write_tensors(path / "packed.safetensors",
                 results<T>(tensor_map{
                     {"logits", run_packed<mixed_model, T, Q>(p, weights, {ids, {}, packed_tokens()})}}));
+}
+
+template <class T, class P>
+void dump_training(const P& p, const fs::path& from, const fs::path& folder) {
+  dsv4::parameter_store<trained_model, T> weights;
+  load_model(from / "models/trained", weights);
+  recorder to;
+  record_training(p, to, weights);
+  write_tensors(folder / "models/trained/step.safetensors", results<T>(to));
 }
 
 template <class T, class P>

@@ -13,7 +13,7 @@ fail() { echo "$*"; exit 1; }
 (cd "$work/suite" && find . -type f | sort | sed 's/^\.\///' | xargs sha256sum) > "$work/digests"
 diff "$source/tests/conformance/digests.txt" "$work/digests" > "$work/changed" ||
   { head -20 "$work/changed"; fail "the suite has other bytes: raise suite_version and renew tests/conformance/digests.txt"; }
-[ "$(du -sb --apparent-size "$work/suite" | cut -f1)" -lt 3200000 ] || fail "the suite is too large"
+[ "$(du -sb --apparent-size "$work/suite" | cut -f1)" -lt 3300000 ] || fail "the suite is too large"
 python3 "$source/tests/conformance/check_rows.py" "$work/suite" "$source/docs/conformance.md"
 
 # Our own engine in float: within tolerance, and the same for any number of threads.

@@ -3,7 +3,7 @@
 
 usage: cross_check.py SUITE_DIR [--peer] [--write DUMP_DIR]
     ops      every op of every vector, from the inputs that the suite has, in float64 NumPy (node_ops.py)
-    models   whole models from config.json and model.safetensors, by ../oracle/v4_forward.py
+    models   whole models from config.json and model.safetensors, by ../oracle/v4_forward.py; training by differences
     --peer   the trunk of the model `mixed` by transformers' deepseek_v4 (with PyTorch), in float64
     --write  the results of `ops`, and the models' logits and streams, as a dump for `dsv4-conformance check`
 Needs NumPy. Exit code 77 without it.
@@ -107,7 +107,7 @@ def check_ops(suite, dump):
         weights = suite.model(vector)[1] if "runs" in vector else {}
         for node in vector["nodes"]:
             op, _, direction = node["op"].partition(".")
-            if op in ("greedy", "packed_model"):                     # whole models
+            if op in ("greedy", "packed_model", "training_step"):    # whole models
                 continue
             inputs = node_inputs(node, tensors, weights, vector["nodes"])
             if vector["name"] == "experts.products" and op == "expert_combine":
@@ -179,6 +179,88 @@ def check_models(suite, dump):
               f"in chunks: {chunked:.1e}")
 
 
+def documents(tensors):
+    ends = np.cumsum(tensors["lengths"])
+    return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends)]
+
+
+def divergence(x, w, p, c):
+    """The indexer's loss of one document and CSA layer whose attention reads x; the target is a constant (OPS["indexer_loss"])."""
+    m, _, _ = c.layer(next(i for i, kind in enumerate(c.layer_types) if kind == v4.CSA))
+    t = np.arange(len(x))
+    latent, q = v4.queries(x, t, w, p, c, c.compress_rope)
+    iq, head_weights = v4.index_queries(x, latent, t, w, p, c)
+    inputs = {"q": q, "compressed": v4.compress_all(x, w, p + "compressor.", c, m, True, True), "index_q": iq,
+              "index_keys": v4.compress_all(x, w, p + "indexer.compressor.", c, m, True, False), "index_weights": head_weights}
+    entries = {"first_position": 0, "ratio": m, "k": c.index_topk}
+    inputs["selected"] = OPS["index_topk"]({"q": iq, "keys": inputs["index_keys"], "weights": head_weights}, entries)["selected"]
+    return OPS["indexer_loss"](inputs, {**entries, "scale": c.head_dim ** -0.5, "index_scale": 1.0, "target_includes_sink": False})["loss"].sum()
+
+
+def check_training(suite):
+    """Losses, and the slope of their weighted sum along a random direction of every parameter by itself."""
+    vector = suite.vectors["trained"]
+    config, w = suite.model(vector)
+    c, tensors, worst = v4.Config(oracle_config(config, "float32")), suite.tensors(vector), []
+    (node,) = vector["nodes"]
+    weights = node["parameters"]
+    w = {n: v.astype(int) if n.endswith("tid2eid") else v for n, v in w.items()}
+
+    def cross_entropy(z, targets):
+        kept = targets >= 0
+        return (np.logaddexp.reduce(z, 1) - z[np.arange(len(z)), targets])[kept].sum()
+
+    def model_losses(w):
+        token = mtp = 0.0
+        for d in documents(tensors):
+            full = v4.forward(tensors["tokens"][d], w, c)
+            token += cross_entropy(full["logits"], tensors["targets"][d])
+            mtp += cross_entropy(full["mtp_logits"], tensors["second_targets"][d][:-1])
+        return token, mtp
+
+    read, plain = [], v4.attend_all                                  # what the CSA layers read
+
+    def watched(x, w, p, c, index, selected):
+        if c.overlaps(index):
+            read.append((x, p))
+        return plain(x, w, p, c, index, selected)
+
+    v4.attend_all = watched
+    token, mtp = model_losses(w)
+    v4.attend_all = plain
+
+    def indexer_loss(w):
+        return sum(divergence(x, w, p, c) for x, p in read)
+
+    for name, value in (("loss.token", token), ("loss.mtp", mtp), ("loss.indexer", indexer_loss(w))):
+        compare(name, value, tensors[name], "scaled", worst)
+    random = np.random.default_rng(1)
+    count = 0
+    for name in node["outputs"].values():
+        if not name.startswith("grad."):
+            continue
+        own = name.removeprefix("grad.")
+        parts = [own] if own in w else [own.replace("experts.", f"experts.{e}.", 1) for e in range(config["n_routed_experts"])]
+        gradient = tensors[name].reshape(len(parts), *w[parts[0]].shape) if "wo_a" not in own else tensors[name].reshape(1, *w[own].shape)
+        directions = random.choice([-1.0, 1.0], gradient.shape)
+
+        def total(step):
+            moved = {**w, **{part: w[part] + step * along for part, along in zip(parts, directions)}}
+            if ".indexer." in own:
+                return weights["indexer"] * indexer_loss(moved)     # a selection has no slope
+            token, mtp = model_losses(moved)
+            return weights["token"] * token + weights["mtp"] * mtp
+
+        h = 2.0 ** -20                                                # small: the clamp has corners
+        slope = (8 * (total(h) - total(-h)) - (total(2 * h) - total(-2 * h))) / (12 * h)
+        unit = np.abs(gradient).sum()
+        e = abs(slope - (gradient * directions).sum()) / unit
+        assert e <= 1e-5, (name, slope, (gradient * directions).sum(), e)
+        worst.append((e, name))
+        count += 1
+    print(f"trained: the losses and {count} gradients agree with differences, the largest error is {max(worst)[0]:.1e} ({max(worst)[1]})")
+
+
 def check_peer(suite):
     import torch
     import transformers
@@ -237,6 +319,7 @@ def main():
     suite = Suite(arguments[0])
     check_ops(suite, dump)
     check_models(suite, dump)
+    check_training(suite)
     if "--peer" in arguments:
         check_peer(suite)
 

@@ -252,7 +252,7 @@ TEST_CASE("known bugs: packed documents see each other, labels are shifted twice
       first("packed", {{"logits", conformance::run_packed<conformance::mixed_model, double, numerics::bf16>(
                                       exec::reference{}, weights, {joined})}});
   CHECK(leak.tensor == "packed.logits");
-  CHECK(leak.place.starts_with("token 29, "));
+  CHECK(leak.place.starts_with("token " + std::to_string(conformance::mixed_length) + ", "));
   CHECK(has(leak, "15"));
 
   const auto logits = conformance::run_packed<conformance::mixed_model, double, numerics::bf16>(
@@ -307,4 +307,40 @@ TEST_CASE("known bugs: training") {
     for (double& x : t["back.dindex_q"].values) x = 0;
   });
   CHECK(std::find(all_zero.begin(), all_zero.end(), "60") != all_zero.end());
+}
+
+TEST_CASE("known bugs: gradients of a whole model") {
+  const auto& v = vector("trained");
+  parameter_store<conformance::trained_model, double> weights;
+  conformance::trained_weights(weights);
+  const auto run = [&](const auto& policy) {
+    recorder to;
+    conformance::record_training(policy, to, weights);
+    return std::move(to.tensors);
+  };
+  const auto first = [&](const conformance::tensor_map& dump) {
+    const auto r = checker().check(v, &v.runs[0], dump);
+    REQUIRE(r.first);
+    return *r.first;
+  };
+  auto right = run(exec::reference{});
+  CHECK_FALSE(checker().check(v, &v.runs[0], right).first);
+
+  // The gradient of the last turn of attention outputs is not turned: losses are right.
+  const testing::mutation m{"gradient not turned"};
+  const auto turned = first(run(testing::mutant{&m}));
+  CHECK(turned.tensor.starts_with("grad.mtp.0.attn."));
+  CHECK(turned.layer == "mtp.0");
+  CHECK(std::find(turned.rows.begin(), turned.rows.end(), "5") != turned.rows.end());
+
+  // The indexers are not trained.
+  auto untrained = right;
+  for (auto& [name, t] : untrained)
+    if (name.find("indexer.") != std::string::npos)
+      for (double& x : t.values) x = 0;
+  const auto zero = first(untrained);
+  CHECK(zero.tensor == "grad.layers.1.attn.indexer.compressor.norm.weight");
+  CHECK(zero.layer == "layers.1");
+  CHECK(zero.mistake == "everything is 0");
+  CHECK(zero.rows == std::vector<std::string>{"60", "61", "62"});
 }
