@@ -38,9 +38,17 @@ device_buffer<T> random(const exec::cuda& p, std::int64_t count, float size = 1)
   return b;
 }
 
-/// Median milliseconds of one call of run(), which is captured into a graph and replayed.
+/// Median milliseconds of one call of run(), which is captured into a graph and replayed. A graph's start
+/// takes some microseconds: of what is short, `calls` follow one another in the graph, as run(0), run(1) ...
 template <class Run>
-double milliseconds(const exec::cuda& p, const Run& run, int repeats = 15) {
+double milliseconds(const exec::cuda& p, const Run& run_one, int repeats = 15, int calls = 1) {
+  const auto run = [&] {
+    for (int i = 0; i < calls; ++i)
+      if constexpr (std::is_invocable_v<Run, int>)
+        run_one(i);
+      else
+        run_one();
+  };
   run();
   p.synchronise();
   cudaGraph_t graph;
@@ -63,7 +71,7 @@ double milliseconds(const exec::cuda& p, const Run& run, int repeats = 15) {
   }
   cudaEventDestroy(begin), cudaEventDestroy(end), cudaGraphExecDestroy(ready), cudaGraphDestroy(graph);
   std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  return times[times.size() / 2] / calls;
 }
 
 /// What this GPU can do at best: bytes copied (read and written) and bf16 products, per second.

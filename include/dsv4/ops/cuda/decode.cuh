@@ -28,9 +28,10 @@ struct pair_scale {
     first = pair(scale.is_nan() ? not_a_number<float> : most);
     second = pair(rest);
   }
+  __device__ bool in_two_steps() const { return second != 0x3F803F80u; }
   __device__ std::uint32_t apply(std::uint32_t bits) const {
     const std::uint32_t value = multiply_pair(bits, first);
-    return second == 0x3F803F80u ? value : multiply_pair(value, second);
+    return in_two_steps() ? multiply_pair(value, second) : value;
   }
 
  private:
