@@ -4,6 +4,7 @@
 // run and under every recompute policy; memory.
 #include "support/catch.hpp"
 #include "support/compare.hpp"
+#include "support/model_gradients.hpp"
 #include <dsv4/config/presets.hpp>
 #include <dsv4/cpu.hpp>
 #include <dsv4/model/quantise_parameters.hpp>
@@ -18,37 +19,14 @@
 #include <vector>
 
 using namespace dsv4;
+using testing::difference;
+using testing::flat;
+using testing::is_indexer;
+using testing::same_bits;
 
 namespace {
 
-constexpr attention_kind S = attention_kind::sliding, C = attention_kind::csa, H = attention_kind::hca;
-
-/// Every kind of layer, hash and learned routing, something to select, and a limit in SwiGLU that bites.
-constexpr model_config tiny = [] {
-  model_config c = v4_nano;
-  c.vocab_size = 11;
-  c.hidden_size = 10;
-  c.layers = schedule({S, C, H, C});
-  c.attention.num_attention_heads = 2;
-  c.attention.head_dim = 6;
-  c.attention.qk_rope_head_dim = 4;
-  c.attention.q_lora_rank = 5;
-  c.attention.o_groups = 2;
-  c.attention.o_lora_rank = 4;
-  c.attention.sliding_window = 3;
-  c.attention.csa_compress_ratio = 2;
-  c.attention.hca_compress_ratio = 4;
-  c.attention.index_n_heads = 3;
-  c.attention.index_head_dim = 4;
-  c.attention.index_topk = 3;
-  c.moe.n_routed_experts = 4;
-  c.moe.moe_intermediate_size = 3;
-  c.moe.swiglu_limit = 0.8;
-  c.hyper_connection.hc_mult = 2;
-  c.bos_token_id = 0;
-  c.eos_token_id = 1;
-  return c;
-}();
+constexpr model_config tiny = testing::tiny_model;
 
 /// Packed documents: a long one, one token, two tokens, and one shorter than a group of HCA.
 struct batch {
@@ -80,33 +58,6 @@ struct model_and_gradients {
   model_and_gradients() { initialise_by_name(weights, 3); }
 };
 
-/// All gradients as one array.
-template <model_config Config, class T>
-std::vector<T> flat(parameter_store<Config, T>& store) {
-  std::vector<T> all;
-  for_each_parameter<Config>(store.views(), [&]<class V>(const parameter_info&, V& v) {
-    if constexpr (std::is_same_v<typename V::value_type, T>) all.insert(all.end(), v.data, v.data + v.size());
-  });
-  return all;
-}
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
-
-/// Largest difference relative to the largest value.
-template <class A, class B>
-double difference(const A& a, const B& b) {
-  double worst = 0, largest = 1e-30;
-  for (std::size_t i = 0; i < b.size(); ++i) {
-    largest = std::max(largest, std::abs(double(b[i])));
-    const double d = std::abs(double(a[i]) - double(b[i]));
-    if (!(d <= worst)) worst = std::isnan(d) ? INFINITY : d;
-  }
-  return a.size() == b.size() ? worst / largest : INFINITY;
-}
-
 template <recompute_policy R = recompute::nothing, model_config Config, class T, class P>
 std::vector<T> run(const P& p, model_and_gradients<Config, T>& m, const batch& b,
                    const training_weights& weight, training_losses* losses = nullptr) {
@@ -118,8 +69,6 @@ std::vector<T> run(const P& p, model_and_gradients<Config, T>& m, const batch& b
   return flat(gradients);
 }
 
-bool is_indexer(const std::string& name) { return name.find("indexer") != std::string::npos; }
-
 /// Every gradient of `loss(losses)` against central differences; of the indexers' parameters, or of all
 /// others.
 template <model_config Config, class Loss>
@@ -130,20 +79,7 @@ void check_differences(const batch& b, const training_weights& weight, bool inde
   workspace w;
   const auto in = b.inputs<model>();
   model::step(p, w, m.weights.views(), in, weight, &m.gradients.views());
-  std::vector<grad_check_argument> arguments;
-  std::vector<view<double, 1>> gradients;
-  for_each_parameter<Config>(m.gradients.views(), [&]<class V>(const parameter_info&, V& v) {
-    if constexpr (std::is_same_v<typename V::value_type, double>) gradients.push_back({v.data, v.size()});
-  });
-  std::size_t i = 0;
-  for_each_parameter<Config>(m.weights.views(), [&]<class V>(const parameter_info& info, V& v) {
-    if constexpr (std::is_same_v<typename V::value_type, double>) {
-      const auto& g = gradients[i++];
-      const auto count = static_cast<std::size_t>(v.size());
-      if (is_indexer(info.name) == indexers && !info.name.ends_with("gate.bias"))
-        arguments.push_back({info.name, {v.data, count}, {g.data, count}});
-    }
-  });
+  const auto arguments = testing::differentiated(m.weights, m.gradients, indexers);
   training_weights only_value = weight;
   const auto value = [&] {
     return loss(
@@ -194,7 +130,7 @@ constexpr training_weights everything{.token = 0.7, .mtp = 0.3, .indexer = 0.2};
 
 constexpr model_config three_layers = [] {
   model_config c = v4_nano;
-  c.layers = schedule({S, C, H});
+  c.layers = schedule({attention_kind::sliding, attention_kind::csa, attention_kind::hca});
   return c;
 }();
 
