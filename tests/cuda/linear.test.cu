@@ -3,6 +3,9 @@
 #include <dsv4/ops/cuda/linear.cuh>
 #include <dsv4/ops/cuda/quantise.cuh>
 
+#include <algorithm>
+#include <vector>
+
 using namespace dsv4;
 using namespace dsv4::testing;
 
@@ -219,6 +222,10 @@ TEST_CASE("batched_linear and grouped_linear: block-scaled weights, cuda equals 
     check_batched_stored<bf16, fp8_weight>(rows, 3, 96, 130);
   }
   check_grouped_stored<bf16, mxfp4, bf16>(900, 9, 288, 520);
+  // Few rows of many experts, and few experts of many rows, in pieces that go several times around a block.
+  check_grouped_stored<bf16, mxfp4, bf16>(6, 64, 5120, 72);
+  check_grouped_stored<bf16, mxfp4, bf16>(30, 8, 1056, 130);
+  check_grouped_stored<float, fp8_weight, fp8_activation>(19, 3, 1152, 40);
 }
 
 namespace {
@@ -298,4 +305,128 @@ TEMPLATE_TEST_CASE("batched_linear and grouped_linear: gradients, cuda equals re
       check_close(dx, sum_tolerance<T>(columns + 3), grouped);
       check_close(dw, sum_tolerance<T>(all + 3), grouped);
     }
+}
+
+namespace {
+twin<std::int64_t> offsets_of(const std::vector<std::int64_t>& rows) {
+  buffer<std::int64_t> b(std::int64_t(rows.size()) + 1);
+  for (std::size_t e = 0; e < rows.size(); ++e) b[std::int64_t(e) + 1] = b[std::int64_t(e)] + rows[e];
+  return twin<std::int64_t>(std::move(b));
+}
+
+/// Gradients of experts with `rows` rows each. dy and x go on with NaN after the last row, the gradients with
+/// what must stay.
+template <class T, class W, class X>
+void check_grouped_gradients(const std::vector<std::int64_t>& rows, std::int64_t inner, std::int64_t columns,
+                             bool add) {
+  auto offsets = offsets_of(rows);
+  const std::int64_t count = std::int64_t(rows.size()), all = offsets.host[count], more = all + 40;
+  INFO(all << " rows, " << count << " experts, " << inner << " x " << columns << (add ? ", added" : ""));
+  const auto followed_by_nan = [&](std::int64_t width, std::uint64_t seed) {
+    buffer<T> b(more * width);
+    for (std::int64_t i = 0; i < b.size(); ++i) b[i] = T(i < all * width ? noise(seed, i) : double(NAN));
+    return twin<T>(std::move(b));
+  };
+  auto dy = followed_by_nan(columns, 3), dx = random<T>(more * inner, 4),
+       dweight = random<T>(count * columns * inner, 5);
+  const auto both = [&](auto hx, auto dvx, auto hw, auto dw) {
+    using host = grouped_linear<T, space::host, W, X>;
+    using device = grouped_linear<T, D, W, X>;
+    host::backward(exec::reference{}, host_work(), {hx, offsets.h(count + 1), hw}, {dy.h(all, columns)},
+                   {dx.h(all, inner), dweight.h(count, columns, inner), add});
+    const auto run = [&] {
+      device::backward(gpu(), work(), {dvx, offsets.d(count + 1), dw}, {dy.d(all, columns)},
+                       {dx.d(all, inner), dweight.d(count, columns, inner), add});
+    };
+    check_close(dx, sum_tolerance<T>(columns + 3), run);
+    check_close(dweight, sum_tolerance<T>(*std::max_element(rows.begin(), rows.end()) + 3), run);
+    // One without the other.
+    check_close(dweight, sum_tolerance<T>(*std::max_element(rows.begin(), rows.end()) + 3), [&] {
+      device::backward(gpu(), work(), {dvx, offsets.d(count + 1), dw}, {dy.d(all, columns)},
+                       {{}, dweight.d(count, columns, inner), add});
+    });
+  };
+  const auto with_x = [&](auto hw, auto dw) {
+    if constexpr (block_format<X>) {
+      stored<X> x(all, inner, 1);
+      both(x.h(), x.d(), hw, dw);
+    } else {
+      auto x = followed_by_nan(inner, 1);
+      both(x.h(more, inner).rows(0, all), x.d(more, inner).rows(0, all), hw, dw);
+    }
+  };
+  if constexpr (block_format<W>) {
+    stack<W> w(count, columns, inner);
+    with_x(w.h, w.d);
+  } else {
+    auto w = random<W>(count * columns * inner, 2);
+    with_x(w.h(count, columns, inner), w.d(count, columns, inner));
+  }
+}
+}  // namespace
+
+TEST_CASE("grouped_linear: gradients of experts with few, many and no rows, cuda equals reference") {
+  const std::vector<std::vector<std::int64_t>> splits{
+      {1}, {0, 33, 0, 0, 1, 95}, {64, 128, 16, 0}, {0, 230, 0}, {129, 31, 65, 1, 0, 7}};
+  for (const auto& rows : splits)
+    for (const bool add : {false, true}) {
+      check_grouped_gradients<bf16, bf16, bf16>(rows, 64, 72, add);
+      check_grouped_gradients<bf16, bf16, bf16>(rows, 264, 136, add);  // just more than a tile
+      check_grouped_gradients<bf16, bf16, bf16>(rows, 33, 24, add);    // not in 16 bytes
+    }
+  // As many steps as go around all stages, in both products, and tiles in every direction.
+  check_grouped_gradients<bf16, bf16, bf16>({3, 500, 0, 20}, 520, 392, true);
+  check_grouped_gradients<bf16, bf16, bf16>({0, 700}, 72, 640, false);
+}
+
+TEST_CASE("grouped_linear: gradients through block-scaled weights and inputs, cuda equals reference") {
+  for (const bool add : {false, true}) {
+    check_grouped_gradients<bf16, mxfp4, bf16>({0, 33, 0, 100}, 288, 136, add);
+    check_grouped_gradients<bf16, mxfp4, fp8_activation>({70, 0, 5}, 384, 328, add);
+    check_grouped_gradients<bf16, fp8_weight, fp8_activation>({129, 1, 40}, 272, 200, add);
+    check_grouped_gradients<bf16, fp8_weight, bf16>({30}, 16, 8, add);
+    check_linear_gradients<bf16, fp8_weight, fp8_activation>(66, 272, 136, add);
+  }
+}
+
+TEST_CASE("batched_linear: gradients through block-scaled weights, cuda equals reference") {
+  for (const std::int64_t rows : {3, 150}) {
+    const std::int64_t groups = 3, inner = 272, columns = 136;
+    stack<fp8_weight> w(groups, columns, inner);
+    auto x = random<bf16>(rows * groups * inner, 1), dy = random<bf16>(rows * groups * columns, 3),
+         dx = poison<bf16>(rows * groups * inner), dw = random<bf16>(groups * columns * inner, 4);
+    batched_linear<bf16, space::host, fp8_weight>::backward(
+        exec::reference{}, host_work(), {x.h(rows, groups, inner), w.h}, {dy.h(rows, groups, columns)},
+        {dx.h(rows, groups, inner), dw.h(groups, columns, inner)});
+    const auto run = [&] {
+      batched_linear<bf16, D, fp8_weight>::backward(
+          gpu(), work(), {x.d(rows, groups, inner), w.d}, {dy.d(rows, groups, columns)},
+          {dx.d(rows, groups, inner), dw.d(groups, columns, inner)});
+    };
+    check_close(dx, sum_tolerance<bf16>(columns), run);
+    check_close(dw, sum_tolerance<bf16>(rows), run);
+  }
+}
+
+TEST_CASE("grouped_linear: Hopper's matrix units take what lies in 16 bytes, and only that") {
+  const bool hopper = gpu().device().major == 9;
+  auto offsets = offsets_of({20, 0, 12});
+  auto x = random<bf16>(32 * 64, 1), w = random<bf16>(3 * 72 * 64, 2), dy = random<bf16>(32 * 72, 3),
+       dx = poison<bf16>(32 * 64), dweight = random<bf16>(3 * 72 * 64, 4);
+  const auto dx_by = [&](std::int64_t columns) {
+    return detail::launch_gemm_sm90(
+        gpu(), "test",
+        detail::gemm_problem<bf16, matrix_view<const bf16, D>, tensor_view<const bf16, D>, true>{
+            dy.d(32, 72).columns(0, columns), w.d(3, 72, 64), dx.d(32, 64), offsets.device.data(), 0, 0, 3});
+  };
+  const auto dweight_by = [&](std::int64_t inner) {
+    return detail::launch_dweight_sm90(gpu(), "test",
+                                       detail::dweight_problem<matrix_view<const bf16, D>>{
+                                           dy.d(32, 72), x.d(32, 64).columns(0, inner), offsets.device.data(),
+                                           dweight.d(3, 72, 64).columns(0, inner)});
+  };
+  CHECK(dx_by(72) == hopper);
+  CHECK_FALSE(dx_by(70));
+  CHECK(dweight_by(64) == hopper);
+  CHECK_FALSE(dweight_by(62));
 }

@@ -55,7 +55,8 @@ __global__ void __launch_bounds__(gemm_threads)
   const std::int64_t e = blockIdx.z, begin = offsets(e), rows = offsets(e + 1) - begin;
   if (rows == 0) return;
   const auto own = dweight[e];
-  const transposed left(dy.rows(begin, rows)), right(x.rows(begin, rows));
+  const transposed left(dy.rows(begin, rows));
+  const transposed right(x.rows(begin, rows));
   for (std::int64_t row = std::int64_t{blockIdx.y} * gemm_tile; row < own.extent[0];
        row += std::int64_t{gridDim.y} * gemm_tile)
     gemm_tile_portable<T>(left, right, own, row, std::int64_t{blockIdx.x} * gemm_tile, own.extent[0], true);

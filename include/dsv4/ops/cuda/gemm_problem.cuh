@@ -12,9 +12,9 @@
 
 namespace dsv4::detail {
 
-/// Products y_g = x_g weight_g^T, g < groups. Either all have the same rows, `batch` elements apart, or
-/// `offsets` says which rows of x and y are theirs.
-template <class T, class XView, class WView>
+/// Products y_g = x_g weight_g^T, g < groups, or y_g = x_g weight_g where `Swapped`. Either all have the same
+/// rows, `batch` elements apart, or `offsets` says which rows of x and y are theirs.
+template <class T, class XView, class WView, bool Swapped = false>
 struct gemm_problem {
   XView x;
   WView weight;  ///< a matrix, or a stack of `groups`
@@ -22,6 +22,7 @@ struct gemm_problem {
   const std::int64_t* offsets;  ///< null: [0, rows) for all
   std::int64_t x_batch, y_batch;
   int groups;
+  bool add = false;  ///< y += instead
 
   __device__ auto weight_of(int g) const {
     if constexpr (requires { weight[std::int64_t{0}].codes; })

@@ -3,13 +3,11 @@
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
-#include <dsv4/ops/cuda/decode.cuh>
 #include <dsv4/ops/cuda/gemm_problem.cuh>
 #include <dsv4/ops/cuda/sm90.cuh>
+#include <dsv4/ops/cuda/tile_loader_sm90.cuh>
 #include <dsv4/ops/cuda/wgmma_sm90.cuh>
-#include <dsv4/tensor/block_scaled_view.hpp>
 
-#include <concepts>
 #include <cstdint>
 #include <string_view>
 #include <type_traits>
@@ -26,109 +24,55 @@ struct alignas(1024) gemm_memory_sm90 {
   int first_tile[most_gemm_groups + 1];  ///< of the rows' tiles of each group
 };
 
-/// Brings tiles of `Rows` rows and 64 columns of a matrix to shared memory, by 128 threads: the next one each
-/// time next() is called, `last` telling that none will follow.
-template <class M, int Rows>
-struct tile_loader;
+/// Whether elements of y can be accessed two at a time.
+template <class T>
+__host__ __device__ bool in_pairs(const matrix_view<T, space::device>& y, std::int64_t batch) {
+  return y.extent[1] % 2 == 0 && y.stride[0] % 2 == 0 && batch % 2 == 0;
+}
 
-/// bf16: copied past the registers.
-template <class E, int Rows>
-requires std::same_as<std::remove_const_t<E>, bf16>
-struct tile_loader<view<E, 2, space::device>, Rows> {
-  const bf16* from;
-  std::int64_t stride;
-  int rows, columns, thread;
-
-  __device__ tile_loader(const view<E, 2, space::device>& m, std::int64_t row, std::int64_t count,
-                         int thread_)
-      : from(m.data + row * m.stride[0]),
-        stride(m.stride[0]),
-        rows(static_cast<int>(min(count, std::int64_t{Rows}))),
-        columns(static_cast<int>(m.extent[1])),
-        thread(thread_) {}
-  __device__ void next(int column, bool, std::uint32_t tile) {
-    const int c = thread % 8;
-    const bool inside = column + 8 * c < columns;
+/// A thread's part of a tile of y, from row `row` and column `column` on: y = sums, or y += sums.
+template <class T, class Problem>
+__device__ __forceinline__ void store_sums(const Problem& p, std::int64_t row, std::int64_t rows, int column,
+                                           T* y, float (&sums)[128]) {
+  const int columns = static_cast<int>(p.y.extent[1]);
+  if (in_pairs(p.y, p.y_batch) && column - column % 8 + gemm_columns_sm90 <= columns) {
 #pragma unroll
-    for (int i = 0; i < Rows / 16; ++i) {
-      const int r = thread / 8 + 16 * i;
-      const bool valid = inside && r < rows;
-      copy_16(tile + tile_offset(r, c), valid ? from + r * stride + column + 8 * c : from, valid);
-    }
-  }
-};
-
-/// Block-scaled: decoded in registers, four pieces of 16 bytes at a time, while the next four are on their
-/// way.
-template <class F, int Rows>
-struct tile_loader<block_scaled_matrix<const F, space::device>, Rows> {
-  static constexpr int codes = codes_per_16<F>, per_row = 64 / codes, pieces = Rows * per_row / 128;
-  static constexpr int at_once = 4, batches = pieces / at_once;
-  static_assert(pieces % at_once == 0);
-  struct batch {
-    uint4 codes[at_once];
-    e8m0 scale[at_once];
-  };
-  block_scaled_matrix<const F, space::device> m;
-  std::int64_t row;
-  int rows, thread;
-  batch held;
-
-  __device__ tile_loader(const block_scaled_matrix<const F, space::device>& matrix, std::int64_t row_,
-                         std::int64_t count, int thread_)
-      : m(matrix), row(row_), rows(static_cast<int>(min(count, std::int64_t{Rows}))), thread(thread_) {
-    held = fetch(0, 0);
-  }
-  __device__ void next(int column, bool last, std::uint32_t tile) {
+    for (int h = 0; h < 2; ++h) {
+      if (row + 8 * h >= rows) continue;
+      auto* const to = reinterpret_cast<pack<T, 2>*>(y + (row + 8 * h) * p.y.stride[0] + column);
+      if (p.add) {
 #pragma unroll
-    for (int b = 0; b < batches; ++b) {
-      batch following = held;
-      if (b + 1 < batches)
-        following = fetch(b + 1, column);
-      else if (!last)
-        following = fetch(0, column + 64);
-      store(b, tile);
-      held = following;
-    }
-  }
-
- private:
-  __device__ int row_of(int b, int i) const { return thread / per_row + 128 / per_row * (b * at_once + i); }
-  __device__ batch fetch(int b, int column) const {
-    const int c = column + thread % per_row * codes;
-    batch got;
+        for (int first = 0; first < 32; first += 16) {  // as many loads under way as registers allow
+          pack<T, 2> was[16];
 #pragma unroll
-    for (int i = 0; i < at_once; ++i) {
-      const int r = row_of(b, i);
-      got.codes[i] = make_uint4(0, 0, 0, 0);
-      got.scale[i] = e8m0();
-      if (r < rows && c < m.extent[1]) {
-        got.codes[i] = __ldg(reinterpret_cast<const uint4*>(m.row(row + r) + F::row_bytes(c)));
-        got.scale[i] = m.row_scales(row + r)[c / F::block_columns];
+          for (int j = 0; j < 16; ++j) was[j] = to[4 * (first + j)];
+#pragma unroll
+          for (int j = 0; j < 16; ++j) {
+            sums[4 * (first + j) + 2 * h] += widened<float>(was[j].value[0]);
+            sums[4 * (first + j) + 2 * h + 1] += widened<float>(was[j].value[1]);
+          }
+        }
       }
-    }
-    return got;
-  }
-  __device__ void store(int b, std::uint32_t tile) const {
-    const int c = thread % per_row * codes / 8;
 #pragma unroll
-    for (int i = 0; i < at_once; ++i) {
-      std::uint32_t out[codes / 2];
-      decode_16<F>(held.codes[i], held.scale[i], out);
-#pragma unroll
-      for (int j = 0; j < codes / 8; ++j)
-        asm volatile(
-            "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(tile + tile_offset(row_of(b, i), c + j)),
-            "r"(out[4 * j]), "r"(out[4 * j + 1]), "r"(out[4 * j + 2]), "r"(out[4 * j + 3])
-            : "memory");
+      for (int j = 0; j < 32; ++j)
+        to[4 * j] = {{narrowed<T>(sums[4 * j + 2 * h]), narrowed<T>(sums[4 * j + 2 * h + 1])}};
     }
+    return;
   }
-};
+#pragma unroll
+  for (int i = 0; i < 128; ++i) {
+    const std::int64_t r = row + i / 2 % 2 * 8;
+    const int c = column + i / 4 * 8 + i % 2;
+    if (r >= rows || c >= columns) continue;
+    T& to = y[r * p.y.stride[0] + c];
+    to = narrowed<T>((p.add ? widened<float>(to) : 0.0f) + sums[i]);
+  }
+}
 
 /// As many blocks as multiprocessors, each with every gridDim.x-th tile of 128 x 256. Two warpgroups
 /// multiply, 64 rows each; the third brings tiles.
-template <class T, class XView, class WView>
-__global__ void __launch_bounds__(384, 1) gemm_sm90_kernel(gemm_problem<T, XView, WView> p) {
+template <class T, class XView, class WView, bool Swapped>
+__global__ void __launch_bounds__(384, 1) gemm_sm90_kernel(gemm_problem<T, XView, WView, Swapped> p) {
 #if DSV4_SM90A
   extern __shared__ __align__(1024) unsigned char raw[];
   gemm_memory_sm90& m =
@@ -194,14 +138,20 @@ __global__ void __launch_bounds__(384, 1) gemm_sm90_kernel(gemm_problem<T, XView
       auto x = p.x;
       if constexpr (requires { x.stride; }) x.data += at.g * p.x_batch;
       const auto weight = p.weight_of(at.g);
-      tile_loader<XView, gemm_rows_sm90> left(x, at.row, at.rows, own);
-      tile_loader<std::remove_const_t<decltype(weight)>, gemm_columns_sm90> right(
-          weight, at.column, weight.extent[0] - at.column, own);
+      using W = std::remove_const_t<decltype(weight)>;
+      // The weight's tiles are (columns of y, inner), side by side, or (inner, columns of y), one below
+      // another.
+      using right_loader = std::conditional_t<Swapped, tile_loader<W, 64, gemm_columns_sm90, true>,
+                                              tile_loader<W, gemm_columns_sm90, 64, false>>;
+      tile_loader<XView, gemm_rows_sm90, 64, false> left(x, at.row, at.rows, 0, own);
+      right_loader right(weight, Swapped ? 0 : at.column,
+                         Swapped ? weight.extent[0] : weight.extent[0] - at.column, Swapped ? at.column : 0,
+                         own);
       for (int i = 0; i < steps; ++i, ++step) {
         const int stage = step % gemm_stages_sm90, round = step / gemm_stages_sm90;
         if (round > 0) m.empty[stage].wait((round - 1) & 1);
-        left.next(64 * i, i + 1 == steps, shared_address(m.x[stage]));
-        right.next(64 * i, i + 1 == steps, shared_address(m.weight[stage]));
+        left.next(i + 1 == steps, shared_address(m.x[stage]));
+        right.next(i + 1 == steps, shared_address(m.weight[stage]));
         m.full[stage].arrive_after_copies();
         fence_async_shared();
         m.full[stage].arrive();
@@ -225,8 +175,10 @@ __global__ void __launch_bounds__(384, 1) gemm_sm90_kernel(gemm_problem<T, XView
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        wgmma<256, 0>::run(sums, tile_descriptor(left + 32 * k, 1024, 0),
-                           tile_descriptor(right + 32 * k, 1024, 0), i > 0 || k > 0);
+        wgmma<256, Swapped>::run(
+            sums, tile_descriptor(left + 32 * k, 1024, 0),
+            tile_descriptor(right + (Swapped ? 16 * 128 : 32) * k, 1024, Swapped ? 64 * 128 : 0),
+            i > 0 || k > 0);
       wgmma_commit();
       // The step before has been read once this one alone is under way.
       wgmma_wait<1>();
@@ -235,43 +187,25 @@ __global__ void __launch_bounds__(384, 1) gemm_sm90_kernel(gemm_problem<T, XView
     wgmma_wait<0>();
     keep(sums);
     m.empty[(step - 1) % gemm_stages_sm90].arrive();
-    T* const to = p.y.data + at.g * p.y_batch + at.row * p.y.stride[0];
-    const std::int64_t columns = p.y.extent[1];
-    const bool pairs = columns % 2 == 0 && p.y.stride[0] % 2 == 0 && p.y_batch % 2 == 0;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int r = 64 * group + 16 * warp + lane / 4 + 8 * h;
-      if (r >= at.rows) continue;
-#pragma unroll
-      for (int j = 0; j < 32; ++j) {
-        const int c = at.column + 8 * j + 2 * (lane % 4);
-        const float a = sums[4 * j + 2 * h], b = sums[4 * j + 2 * h + 1];
-        T* const out = to + r * p.y.stride[0] + c;
-        if (pairs && c + 1 < columns) {
-          *reinterpret_cast<pack<T, 2>*>(out) = {{narrowed<T>(a), narrowed<T>(b)}};
-        } else {
-          if (c < columns) out[0] = narrowed<T>(a);
-          if (c + 1 < columns) out[1] = narrowed<T>(b);
-        }
-      }
-    }
+    store_sums(p, at.row + 64 * group + 16 * warp + lane / 4, at.row + at.rows, at.column + 2 * (lane % 4),
+               p.y.data + at.g * p.y_batch, sums);
   }
 #endif
 }
 
 /// Queues the products where this device and these operands allow; false if not.
-template <class T, class XView, class WView>
+template <class T, class XView, class WView, bool Swapped>
 bool launch_gemm_sm90(const exec::cuda& p, std::string_view where,
-                      const gemm_problem<T, XView, WView>& problem) {
+                      const gemm_problem<T, XView, WView, Swapped>& problem) {
   if (!loadable_16(problem.x) || !loadable_16(problem.weight) || problem.groups > most_gemm_groups ||
       reinterpret_cast<std::uintptr_t>(problem.y.data) % (2 * sizeof(T)) != 0 || problem.x.extent[1] == 0 ||
-      !has_sm90a_code(p, gemm_sm90_kernel<T, XView, WView>))
+      !has_sm90a_code(p, gemm_sm90_kernel<T, XView, WView, Swapped>))
     return false;
   const std::int64_t row_tiles =
       ceil_div(problem.y.extent[0], gemm_rows_sm90) + (problem.offsets ? problem.groups : 0);
   const std::int64_t most =
       row_tiles * ceil_div(problem.y.extent[1], gemm_columns_sm90) * (problem.offsets ? 1 : problem.groups);
-  p.launch(where, gemm_sm90_kernel<T, XView, WView>,
+  p.launch(where, gemm_sm90_kernel<T, XView, WView, Swapped>,
            dim3(static_cast<unsigned>(std::min<std::int64_t>(most, p.device().multiprocessors))), 384,
            sizeof(gemm_memory_sm90) + 1024, problem);
   return true;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/gemm_dweight_sm90.cuh>
 #include <dsv4/ops/cuda/gemm_portable_backward.cuh>
 #include <dsv4/ops/cuda/gemm_sm90.cuh>
 #include <dsv4/ops/cuda/gemv.cuh>
@@ -62,18 +63,17 @@ struct kernel<linear<T, space::device, W, X>, exec::cuda> {
 
   static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
                        const typename op::upstream& up, const typename op::gradients& g) {
-    if (g.dx.data && !matmul_dx(p, in, up, g))
+    if (g.dx.data && !matmul_dx(p, in, up, g) && !sm90_dx(p, in, up, g))
       detail::launch_linear(p, "linear", up.dy, detail::transposed(in.weight), g.dx, g.add_to_dx);
-    if (g.dweight.data && !matmul_dweight(p, in, up, g))
+    if (g.dweight.data && !matmul_dweight(p, in, up, g) && !sm90_dweight(p, in, up, g))
       detail::launch_linear(p, "linear", detail::transposed(up.dy), detail::transposed(in.x), g.dweight,
                             true);
   }
 
  private:
-  static constexpr bool plain = std::is_same_v<T, W> && std::is_same_v<T, X>;
   static bool matmul_dx(const exec::cuda& p, const typename op::inputs& in, const typename op::upstream& up,
                         const typename op::gradients& g) {
-    if constexpr (plain) {
+    if constexpr (std::is_same_v<T, W>) {
       auto m = detail::matmul_problem<T, T>();
       m.rows = up.dy.extent[0], m.columns = in.x.extent[1], m.inner = up.dy.extent[1];
       m.weight_transposed = true, m.accumulate = g.add_to_dx;
@@ -85,13 +85,32 @@ struct kernel<linear<T, space::device, W, X>, exec::cuda> {
   }
   static bool matmul_dweight(const exec::cuda& p, const typename op::inputs& in,
                              const typename op::upstream& up, const typename op::gradients& g) {
-    if constexpr (plain) {
+    if constexpr (std::is_same_v<T, X>) {
       auto m = detail::matmul_problem<T, T>();
       m.rows = up.dy.extent[1], m.columns = in.x.extent[1], m.inner = up.dy.extent[0];
       m.x_transposed = m.weight_transposed = m.accumulate = true;
       m.x = up.dy.data, m.weight = in.x.data, m.y = g.dweight.data;
       m.x_stride = up.dy.stride[0], m.weight_stride = in.x.stride[0], m.y_stride = g.dweight.stride[0];
       return p.matmul("linear", m);
+    }
+    return false;
+  }
+  static bool sm90_dx(const exec::cuda& p, const typename op::inputs& in, const typename op::upstream& up,
+                      const typename op::gradients& g) {
+    if constexpr (detail::multiplies_sm90<T, W, T> && !std::is_same_v<T, W>) {
+      const detail::gemm_problem<T, decltype(up.dy), decltype(in.weight), true> m{
+          up.dy, in.weight, g.dx, nullptr, 0, 0, 1, g.add_to_dx};
+      return detail::launch_gemm_sm90(p, "linear", m);
+    }
+    return false;
+  }
+  static bool sm90_dweight(const exec::cuda& p, const typename op::inputs& in,
+                           const typename op::upstream& up, const typename op::gradients& g) {
+    if constexpr (detail::multiplies_sm90<T, X, T> && !std::is_same_v<T, X>) {
+      tensor_view<T, space::device> only(g.dweight.data, 1, g.dweight.extent[0], g.dweight.extent[1]);
+      only.stride[1] = g.dweight.stride[0];
+      return detail::launch_dweight_sm90(p, "linear",
+                                         detail::dweight_problem<decltype(in.x)>{up.dy, in.x, nullptr, only});
     }
     return false;
   }
@@ -111,7 +130,7 @@ struct kernel<batched_linear<T, space::device, W>, exec::cuda> {
       m.y_batch_stride = out.y.stride[1];
       if (p.matmul("batched_linear", m)) return;
     }
-    if constexpr (detail::multiplies_sm90<T, W, T>) {
+    if constexpr (detail::multiplies_sm90<T, W, T> && !std::is_same_v<T, W>) {
       const auto x = detail::middle(in.x, 0);
       detail::gemm_problem<T, matrix_view<const T, space::device>, decltype(in.weight)> m{
           x,
@@ -132,7 +151,7 @@ struct kernel<batched_linear<T, space::device, W>, exec::cuda> {
                        const typename op::upstream& up, const typename op::gradients& g) {
     const std::int64_t rows = up.dy.extent[0], groups = up.dy.extent[1], columns = up.dy.extent[2],
                        inner = in.x.extent[2];
-    if (g.dx.data && !matmul_dx(p, in, up, g))
+    if (g.dx.data && !matmul_dx(p, in, up, g) && !sm90_dx(p, in, up, g))
       p.launch("batched_linear", detail::batched_dx_kernel<T, std::remove_const_t<decltype(in.weight)>>,
                detail::gemm_grid(rows, inner, groups), detail::gemm_threads, 0, up.dy, in.weight, g.dx);
     if (g.dweight.data && !matmul_dweight(p, in, up, g))
@@ -158,16 +177,23 @@ struct kernel<batched_linear<T, space::device, W>, exec::cuda> {
   }
   static bool matmul_dweight(const exec::cuda& p, const typename op::inputs& in,
                              const typename op::upstream& up, const typename op::gradients& g) {
-    if constexpr (std::is_same_v<T, W>) {
-      auto m = detail::matmul_problem<T, T>();
-      m.rows = up.dy.extent[2], m.columns = in.x.extent[2], m.inner = up.dy.extent[0],
-      m.batch = up.dy.extent[1];
-      m.x_transposed = m.weight_transposed = m.accumulate = true;
-      m.x = up.dy.data, m.weight = in.x.data, m.y = g.dweight.data;
-      m.x_stride = up.dy.stride[0], m.weight_stride = in.x.stride[0], m.y_stride = g.dweight.stride[1];
-      m.x_batch_stride = up.dy.stride[1], m.weight_batch_stride = in.x.stride[1];
-      m.y_batch_stride = g.dweight.stride[0];
-      return p.matmul("batched_linear", m);
+    auto m = detail::matmul_problem<T, T>();
+    m.rows = up.dy.extent[2], m.columns = in.x.extent[2], m.inner = up.dy.extent[0],
+    m.batch = up.dy.extent[1];
+    m.x_transposed = m.weight_transposed = m.accumulate = true;
+    m.x = up.dy.data, m.weight = in.x.data, m.y = g.dweight.data;
+    m.x_stride = up.dy.stride[0], m.weight_stride = in.x.stride[0], m.y_stride = g.dweight.stride[1];
+    m.x_batch_stride = up.dy.stride[1], m.weight_batch_stride = in.x.stride[1];
+    m.y_batch_stride = g.dweight.stride[0];
+    return p.matmul("batched_linear", m);
+  }
+  static bool sm90_dx(const exec::cuda& p, const typename op::inputs& in, const typename op::upstream& up,
+                      const typename op::gradients& g) {
+    if constexpr (detail::multiplies_sm90<T, W, T> && !std::is_same_v<T, W>) {
+      const detail::gemm_problem<T, matrix_view<const T, space::device>, decltype(in.weight), true> m{
+          detail::middle(up.dy, 0), in.weight,      detail::middle(g.dx, 0),          nullptr,
+          up.dy.stride[1],          g.dx.stride[1], static_cast<int>(up.dy.extent[1])};
+      return up.dy.stride[1] % 8 == 0 && detail::launch_gemm_sm90(p, "batched_linear", m);
     }
     return false;
   }
@@ -190,14 +216,33 @@ struct kernel<grouped_linear<T, space::device, W, X>, exec::cuda> {
                        const typename op::upstream& up, const typename op::gradients& g) {
     const std::int64_t rows = up.dy.extent[0], experts = in.weight.extent[0], columns = up.dy.extent[1],
                        inner = in.x.extent[1];
-    if (g.dx.data)
+    if (g.dx.data && !sm90_dx(p, in, up, g))
       p.launch("grouped_linear", detail::grouped_dx_kernel<T, std::remove_const_t<decltype(in.weight)>>,
                detail::gemm_grid(rows, inner, experts, 8), detail::gemm_threads, 0, up.dy, in.offsets,
                in.weight, g.dx, g.add_to_dx);
-    if (g.dweight.data)
+    if (g.dweight.data && !sm90_dweight(p, in, up, g))
       p.launch("grouped_linear", detail::grouped_dweight_kernel<T, std::remove_const_t<decltype(in.x)>>,
                detail::gemm_grid(columns, inner, experts), detail::gemm_threads, 0, up.dy, in.offsets, in.x,
                g.dweight);
+  }
+
+ private:
+  static bool sm90_dx(const exec::cuda& p, const typename op::inputs& in, const typename op::upstream& up,
+                      const typename op::gradients& g) {
+    if constexpr (detail::multiplies_sm90<T, W, T>) {
+      const detail::gemm_problem<T, decltype(up.dy), decltype(in.weight), true> m{
+          up.dy, in.weight, g.dx, in.offsets.data, 0, 0, static_cast<int>(in.weight.extent[0]), g.add_to_dx};
+      return detail::launch_gemm_sm90(p, "grouped_linear", m);
+    }
+    return false;
+  }
+  static bool sm90_dweight(const exec::cuda& p, const typename op::inputs& in,
+                           const typename op::upstream& up, const typename op::gradients& g) {
+    if constexpr (detail::multiplies_sm90<T, X, T>)
+      return detail::launch_dweight_sm90(
+          p, "grouped_linear",
+          detail::dweight_problem<decltype(in.x)>{up.dy, in.x, in.offsets.data, g.dweight});
+    return false;
   }
 };
 

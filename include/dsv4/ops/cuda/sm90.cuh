@@ -35,6 +35,13 @@ __device__ __forceinline__ void copy_16(std::uint32_t to, const void* from, bool
                : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+/// Makes a group of the copies asked for since the last one.
+__device__ __forceinline__ void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Waits until at most the `Pending` latest groups of this thread are under way.
+template <int Pending>
+__device__ __forceinline__ void wait_for_copy_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
 
 /// A barrier in shared memory. Its phases alternate between 0 and 1; it begins in 0.
 struct phase_barrier {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Hopper's warpgroup matrix products, bf16 in and float out: D (64, N) += A (64, 16) B (16, N). The operands
-/// lie in shared memory, as descriptors say (sm90.cuh); `TransB` reads B with N as its contiguous axis.
+/// lie in shared memory, as descriptors say (sm90.cuh); `TransB` reads B with N as its contiguous axis,
+/// `TransA` A with M.
 #pragma once
 
 #include <dsv4/ops/cuda/sm90.cuh>
@@ -10,11 +11,11 @@
 namespace dsv4::detail {
 
 /// Product with `N` columns; every one of the warpgroup's 128 threads holds N / 2 of the sums.
-template <int N, int TransB>
+template <int N, int TransB, int TransA = 0>
 struct wgmma;
 
 template <int TransB>
-struct wgmma<32, TransB> {
+struct wgmma<32, TransB, 0> {
   static constexpr int sums = 16;
   static __device__ __forceinline__ void run(float (&d)[sums], std::uint64_t a, std::uint64_t b, bool add) {
     asm volatile(
@@ -29,7 +30,7 @@ struct wgmma<32, TransB> {
 };
 
 template <int TransB>
-struct wgmma<64, TransB> {
+struct wgmma<64, TransB, 0> {
   static constexpr int sums = 32;
   static __device__ __forceinline__ void run(float (&d)[sums], std::uint64_t a, std::uint64_t b, bool add) {
     asm volatile(
@@ -48,7 +49,7 @@ struct wgmma<64, TransB> {
 };
 
 template <int TransB>
-struct wgmma<128, TransB> {
+struct wgmma<128, TransB, 0> {
   static constexpr int sums = 64;
   static __device__ __forceinline__ void run(float (&d)[sums], std::uint64_t a, std::uint64_t b, bool add) {
     asm volatile(
@@ -72,8 +73,8 @@ struct wgmma<128, TransB> {
   }
 };
 
-template <int TransB>
-struct wgmma<256, TransB> {
+template <int TransB, int TransA>
+struct wgmma<256, TransB, TransA> {
   static constexpr int sums = 128;
   static __device__ __forceinline__ void run(float (&d)[sums], std::uint64_t a, std::uint64_t b, bool add) {
     asm volatile(
@@ -87,7 +88,7 @@ struct wgmma<256, TransB> {
         "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-        "}, %128, %129, p, 1, 1, 0, %131;}"
+        "}, %128, %129, p, 1, 1, %131, %132;}"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
           "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),
@@ -107,7 +108,7 @@ struct wgmma<256, TransB> {
           "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]),
           "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]),
           "+f"(d[127])
-        : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(TransB));
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(TransA), "n"(TransB));
   }
 };
 
