@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
       for (int c = 0; c < N; ++c) sum[c] = widened<A>(base.value[c]);
     }
-    for (std::int64_t j = 0; j < k; ++j) {
+#pragma unroll 6
+    for (std::int64_t j = 0; j < k; ++j) {  // loads of several rows at a time
       const P v = *reinterpret_cast<const P*>(&y(inverse(t * k + j), i * N));
 #pragma unroll
       for (int c = 0; c < N; ++c) sum[c] += widened<A>(v.value[c]);
