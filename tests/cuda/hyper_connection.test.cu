@@ -70,6 +70,28 @@ TEMPLATE_TEST_CASE("hyper_connection_collapse and _expand: cuda equals reference
       }
 }
 
+// The same, with several tokens per block where a block walks over tokens.
+TEST_CASE("hyper_connection_expand: many tokens of four bf16 streams") {
+  for (const auto& [rows, width] :
+       {std::pair<std::int64_t, std::int64_t>{1500, 136}, {300, 4096}, {150, 7168}}) {
+    INFO(rows << " x " << width);
+    const std::int64_t n = 4;
+    auto x = random<bf16>(rows * n * width, 1), v = random<bf16>(rows * width, 3),
+         post = random<bf16>(rows * n, 4), comb = random<bf16>(rows * n * n, 5);
+    auto out = poison<bf16>(rows * n * width);
+    hyper_connection_expand<bf16>::forward(
+        exec::reference{}, {x.h(rows, n, width), v.h(rows, width), post.h(rows, n), comb.h(rows, n, n)},
+        {out.h(rows, n, width)});
+    const auto run = [&](tensor_view<bf16, D> to) {
+      hyper_connection_expand<bf16, D>::forward(
+          gpu(), {x.d(rows, n, width), v.d(rows, width), post.d(rows, n), comb.d(rows, n, n)}, {to});
+    };
+    check_close(out, tolerance<bf16>(double(n) + 2), [&] { run(out.d(rows, n, width)); });
+    check_close(x, INFINITY, [&] { run(x.d(rows, n, width)); });  // in place
+    CHECK(same_bytes(x.fetch(), out.fetch()));
+  }
+}
+
 // Terms: those of forward, run backwards; base and scale add up 33 rows, dx one more sum over the row.
 TEMPLATE_TEST_CASE("hyper_connection_gates: gradients, cuda equals reference", "", float, double) {
   using T = TestType;

@@ -141,6 +141,44 @@ __global__ void __launch_bounds__(256)
     }
   }
 }
+
+/// Four streams, a vector of each per thread: all that a thread reads is asked for at once. Block (token,
+/// vectors).
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    hyper_connection_expand_4_kernel(tensor_view<const T, space::device> x,
+                                     matrix_view<const T, space::device> v,
+                                     matrix_view<const T, space::device> post,
+                                     tensor_view<const T, space::device> comb,
+                                     tensor_view<T, space::device> out) {
+  using A = accumulator<T>;
+  using P = pack<T, N>;
+  const std::int64_t t = blockIdx.x, i = std::int64_t{blockIdx.y} * 256 + threadIdx.x;
+  if (i * N >= x.extent[2]) return;
+  P in[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) in[j] = *reinterpret_cast<const P*>(&x(t, j, i * N));
+  const P y = *reinterpret_cast<const P*>(&v(t, i * N));
+  A closing[4], mix[4][4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    closing[k] = widened<A>(post(t, k));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) mix[j][k] = widened<A>(comb(t, j, k));
+  }
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    P result;
+#pragma unroll
+    for (int c = 0; c < N; ++c) {
+      A sum = closing[k] * widened<A>(y.value[c]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum += mix[j][k] * widened<A>(in[j].value[c]);
+      result.value[c] = narrowed<T>(sum);
+    }
+    *reinterpret_cast<P*>(&out(t, k, i * N)) = result;
+  }
+}
 }  // namespace detail
 
 template <class T>
@@ -199,7 +237,12 @@ struct kernel<hyper_connection_expand<T, space::device>, exec::cuda> {
                in.v, in.post, in.comb, out.x);
     };
     const bool few = in.x.extent[1] <= 4;
-    if (detail::all_vectorisable(in.x, in.v, out.x) && few)
+    if (detail::all_vectorisable(in.x, in.v, out.x) && in.x.extent[1] == 4)
+      p.launch("hyper_connection_expand", detail::hyper_connection_expand_4_kernel<T, n>,
+               dim3(static_cast<unsigned>(in.x.extent[0]),
+                    static_cast<unsigned>(detail::ceil_div(in.x.extent[2], 256 * n))),
+               256, 0, in.x, in.v, in.post, in.comb, out.x);
+    else if (detail::all_vectorisable(in.x, in.v, out.x) && few)
       run(detail::hyper_connection_expand_kernel<T, n, 4>);
     else if (few)
       run(detail::hyper_connection_expand_kernel<T, 1, 4>);
