@@ -10,6 +10,7 @@
 #include <dsv4/ops/cuda/expert_dispatch.cuh>
 #include <dsv4/ops/cuda/hadamard.cuh>
 #include <dsv4/ops/cuda/hyper_connection.cuh>
+#include <dsv4/ops/cuda/hyper_connection_fold.cuh>
 #include <dsv4/ops/cuda/index_topk.cuh>
 #include <dsv4/ops/cuda/indexer_loss.cuh>
 #include <dsv4/ops/cuda/linear.cuh>

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of ops in README.md, from the headers: which policy has a kernel, forward and backward.
 
+An op that is composed of others runs under every policy; a kernel of its own only makes it faster.
+
 usage: ops_table.py SOURCE_DIR            fails when README.md has another table
        ops_table.py SOURCE_DIR --write    puts the table into README.md
 """
@@ -30,6 +32,11 @@ def kernels(files):
     found, inherited = {}, []
     for file in files:
         text = file.read_text()
+        for match in re.finditer(r"^struct (\w+) {\n(?=[^}]*static constexpr bool composed = true)", text, re.M):
+            inside = body(text, match.start())
+            passes = {p for p in ("forward", "backward") if re.search(rf"\bstatic void {p}\(", inside)}
+            for policy in POLICIES:
+                found.setdefault((match[1], policy), set()).update(passes)
         for match in re.finditer(r"struct kernel<\s*(\w+)<[^{;]*?>\s*,\s*exec::(\w+)>\s*(:[^{;]*)?{", text):
             op, policy, base = match[1], match[2], match[3] or ""
             inside = body(text, match.start())

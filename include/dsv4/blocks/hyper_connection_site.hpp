@@ -5,7 +5,7 @@
 #include <dsv4/config/model_config.hpp>
 #include <dsv4/exec/workspace.hpp>
 #include <dsv4/ops/hyper_connection.hpp>
-#include <dsv4/ops/linear.hpp>
+#include <dsv4/ops/hyper_connection_fold.hpp>
 #include <dsv4/ops/rms_norm.hpp>
 
 #include <cstdint>
@@ -58,6 +58,15 @@ struct site_coefficients {
         {pre, post, comb});
   }
 };
+
+/// The inputs of a site's fold, or with 0 iterations those of a head's.
+template <hyper_connection_config H, class T, space S>
+typename hyper_connection_fold<T, S>::inputs fold_inputs(const hyper_connection_parameters<T, S>& parameters,
+                                                         vector_view<const T, S> norm, double norm_eps,
+                                                         tensor_view<const T, S> x,
+                                                         int iterations = H.hc_sinkhorn_iters) {
+  return {x, parameters.fn, parameters.base, parameters.scale, norm, norm_eps, H.hc_eps, iterations};
+}
 }  // namespace detail
 
 /// X' = post F(norm(sum_i pre_i X_i)) + comb^T X (specification, section 3). `sublayer(x, y)` computes y (N,
@@ -71,12 +80,12 @@ void hyper_connection_site(const P& p, basic_workspace<S>& w,
   const std::int64_t rows = x.extent[0], n = H.hc_mult, width = x.extent[2];
   const auto z = keep.z.data ? keep.z : take<T>(w, rows, H.mixes());
   const auto u = take<T>(w, rows, width), v = keep.v.data ? keep.v : take<T>(w, rows, width);
-  linear<T, S>::forward(p, {x.reshape(rows, n * width), parameters.fn}, {z});
-  const detail::site_coefficients<H, T, S> c(p, w, parameters, norm_eps, x, z);
-  hyper_connection_collapse<T, S>::forward(p, {x, c.pre}, {u});
-  rms_norm<T, S>::forward(p, {u, norm, norm_eps}, {u});
+  const auto post = take<T>(w, rows, n);
+  const auto comb = take<T>(w, rows, n, n);
+  hyper_connection_fold<T, S>::forward(p, w, detail::fold_inputs<H>(parameters, norm, norm_eps, x),
+                                       {u, post, comb}, {z, {}, {}});
   sublayer(matrix_view<const T, S>(u), v);
-  hyper_connection_expand<T, S>::forward(p, {x, v, c.post, c.comb}, {next});
+  hyper_connection_expand<T, S>::forward(p, {x, v, post, comb}, {next});
 }
 
 /// The same in place, for inference.
@@ -121,25 +130,24 @@ void hyper_connection_site_backward(const P& p, basic_workspace<S>& w,
                                     const hyper_connection_context<T, S>& kept, tensor_view<T, S> dx,
                                     const hyper_connection_parameters<T, S>& gradients,
                                     vector_view<T, S> dnorm, const Sublayer& sublayer) {
+  using fold = hyper_connection_fold<T, S>;
   const workspace_scope scope(w);
   const std::int64_t rows = x.extent[0], n = H.hc_mult, width = x.extent[2];
-  const detail::site_coefficients<H, T, S> c(p, w, parameters, norm_eps, x, kept.z);
-  const auto collapsed = take<T>(w, rows, width), u = take<T>(w, rows, width);
-  hyper_connection_collapse<T, S>::forward(p, {x, c.pre}, {collapsed});
-  rms_norm<T, S>::forward(p, {collapsed, norm, norm_eps}, {u});
-  const auto dv = take<T>(w, rows, width), du = take<T>(w, rows, width);
-  const auto dpre = take<T>(w, rows, n), dpost = take<T>(w, rows, n), dz = take<T>(w, rows, H.mixes());
+  const auto u = take<T>(w, rows, width), dv = take<T>(w, rows, width), du = take<T>(w, rows, width);
+  const auto dpost = take<T>(w, rows, n);
   const auto dcomb = take<T>(w, rows, n, n);
+  // One kernel makes pre and the sum again as it goes, and takes dx only once all of it is known.
+  constexpr bool at_once = has_fused_kernel<fold, P>;
+  const auto pre = at_once ? matrix_view<T, S>() : take<T>(w, rows, n);
+  const auto sum = at_once ? matrix_view<T, S>() : take<T>(w, rows, width);
+  const tensor_view<T, S> none;
 
-  hyper_connection_expand<T, S>::backward(p, w, {x, kept.v, c.post, c.comb}, {dx}, {dx, dv, dpost, dcomb});
+  const auto in = detail::fold_inputs<H>(parameters, norm, norm_eps, x);
+  hyper_connection_reopen<T, S>::forward(p, w, {in, kept.z, kept.v, dx},
+                                         {u, dv, dpost, dcomb, at_once ? none : dx, pre, sum});
   sublayer(matrix_view<const T, S>(u), matrix_view<const T, S>(dv), du);
-  rms_norm<T, S>::backward(p, w, {collapsed, norm, norm_eps}, {du}, {du, dnorm});
-  hyper_connection_collapse<T, S>::backward(p, w, {x, c.pre}, {du}, {dx, dpre, true});
-  hyper_connection_gates<T, S>::backward(
-      p, w, {x, kept.z, parameters.base, parameters.scale, norm_eps, H.hc_eps, H.hc_sinkhorn_iters},
-      {dpre, dpost, dcomb}, {dx, dz, gradients.base, gradients.scale, true});
-  linear<T, S>::backward(p, w, {x.reshape(rows, n * width), parameters.fn}, {dz},
-                         {dx.reshape(rows, n * width), gradients.fn, true});
+  fold::backward(p, w, in, {kept.z, pre, sum}, {du, dpost, dcomb, at_once ? dx : none},
+                 {dx, gradients.fn, gradients.base, gradients.scale, dnorm, !at_once});
 }
 
 /// y = norm(sum_i pre_i X_i) with coefficients of its own: after the last layer, and after MTP.
@@ -151,12 +159,8 @@ void hyper_connection_head(const P& p, basic_workspace<S>& w,
   const workspace_scope scope(w);
   const std::int64_t rows = x.extent[0], n = H.hc_mult;
   const auto z = keep.z.data ? keep.z : take<T>(w, rows, n);
-  const auto pre = take<T>(w, rows, n);
-  linear<T, S>::forward(p, {x.reshape(rows, n * x.extent[2]), parameters.fn}, {z});
-  hyper_connection_gates<T, S>::forward(p, {x, z, parameters.base, parameters.scale, norm_eps, H.hc_eps, 0},
-                                        {pre, {}, {}});
-  hyper_connection_collapse<T, S>::forward(p, {x, pre}, {y});
-  rms_norm<T, S>::forward(p, {y, norm, norm_eps}, {y});
+  hyper_connection_fold<T, S>::forward(p, w, detail::fold_inputs<H>(parameters, norm, norm_eps, x, 0),
+                                       {y, {}, {}}, {z, {}, {}});
 }
 
 /// The backward of the collapse: dx = the gradient of the streams, or += with `add_to_dx`.
@@ -168,21 +172,9 @@ void hyper_connection_head_backward(const P& p, basic_workspace<S>& w,
                                     tensor_view<T, S> dx, bool add_to_dx,
                                     const hyper_connection_parameters<T, S>& gradients,
                                     vector_view<T, S> dnorm) {
-  const workspace_scope scope(w);
-  const std::int64_t rows = x.extent[0], n = H.hc_mult, width = x.extent[2];
-  const auto pre = take<T>(w, rows, n), dpre = take<T>(w, rows, n), dz = take<T>(w, rows, n);
-  const auto collapsed = take<T>(w, rows, width), du = take<T>(w, rows, width);
-  const typename hyper_connection_gates<T, S>::inputs gates{
-      x, kept.z, parameters.base, parameters.scale, norm_eps, H.hc_eps, 0};
-  hyper_connection_gates<T, S>::forward(p, gates, {pre, {}, {}});
-  hyper_connection_collapse<T, S>::forward(p, {x, pre}, {collapsed});
-
-  rms_norm<T, S>::backward(p, w, {collapsed, norm, norm_eps}, {dy}, {du, dnorm});
-  hyper_connection_collapse<T, S>::backward(p, w, {x, pre}, {du}, {dx, dpre, add_to_dx});
-  hyper_connection_gates<T, S>::backward(p, w, gates, {dpre, {}, {}},
-                                         {dx, dz, gradients.base, gradients.scale, true});
-  linear<T, S>::backward(p, w, {x.reshape(rows, n * width), parameters.fn}, {dz},
-                         {dx.reshape(rows, n * width), gradients.fn, true});
+  hyper_connection_fold<T, S>::backward(
+      p, w, detail::fold_inputs<H>(parameters, norm, norm_eps, x, 0), {kept.z, {}, {}}, {dy, {}, {}, {}},
+      {dx, gradients.fn, gradients.base, gradients.scale, dnorm, add_to_dx});
 }
 
 }  // namespace dsv4
