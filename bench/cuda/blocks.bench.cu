@@ -132,6 +132,19 @@ void bench_site(const exec::cuda& p, std::int64_t rows) {
   });
   std::printf("hyper_connection_site (pre, norm, post), T = %-13lld %9.4f\n", static_cast<long long>(rows),
               ms);
+  hyper_connection_parameters<bf16, D> gradients;
+  gradients.fn = a.take(24, n * d), gradients.base = a.take(24), gradients.scale = a.take(3);
+  const vector_view<bf16, D> dnorm = a.take(d);
+  const auto next = a.take(rows, n, d), dx = a.take(rows, n, d);
+  const hyper_connection_context<bf16, D> kept{a.take(rows, 24), a.take(rows, d)};
+  const double both = milliseconds(p, [&] {
+    hyper_connection_site<m.hyper_connection, bf16, D>(p, work, w, norm, 1e-6, x, next, kept,
+                                                       [](auto, auto) {});
+    hyper_connection_site_backward<m.hyper_connection, bf16, D>(p, work, w, norm, 1e-6, x, kept, dx,
+                                                                gradients, dnorm, [](auto, auto, auto) {});
+  });
+  std::printf("hyper_connection_site, forward and backward, T = %-10lld %9.4f\n",
+              static_cast<long long>(rows), both);
 }
 
 }  // namespace

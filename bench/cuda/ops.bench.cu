@@ -202,6 +202,48 @@ void bench_hyper_connection(const exec::cuda& p, const ceilings& c, std::int64_t
                          {out.as(rows, n, width)});
                    }),
       0, 2 * stream + one);
+
+  device_buffer<bf16> dv(rows * width), dpost(rows * n), dcomb(rows * n * n), dx(rows * n * width),
+      dfn(mixes * n * width), dbase(mixes), dscale(3), dnorm(width);
+  const auto norm = random<bf16>(p, width), dnext = random<bf16>(p, rows * n * width);
+  device_workspace w(std::size_t{256} << 20);
+  const typename hyper_connection_fold<bf16, D>::inputs in{x.as(rows, n, width),
+                                                           fn.as(mixes, n * width),
+                                                           base.as(mixes),
+                                                           scale.as(3),
+                                                           norm.as(width),
+                                                           1e-6,
+                                                           1e-6,
+                                                           20};
+  c.report("hyper_connection_fold (z, gates, sum, norm) " + shape,
+           milliseconds(p,
+                        [&] {
+                          hyper_connection_fold<bf16, D>::forward(
+                              p, w, in, {u.as(rows, width), post.as(rows, n), comb.as(rows, n, n)},
+                              {z.as(rows, mixes), {}, {}});
+                        }),
+           0, 2 * stream + one);
+  c.report(
+      "hyper_connection_reopen " + shape,
+      milliseconds(
+          p,
+          [&] {
+            hyper_connection_reopen<bf16, D>::forward(
+                p, w, {in, z.as(rows, mixes), v.as(rows, width), dnext.as(rows, n, width)},
+                {u.as(rows, width), dv.as(rows, width), dpost.as(rows, n), dcomb.as(rows, n, n), {}, {}, {}});
+          }),
+      0, 2 * stream + 3 * one);
+  c.report("hyper_connection_fold backward " + shape,
+           milliseconds(p,
+                        [&] {
+                          hyper_connection_fold<bf16, D>::backward(
+                              p, w, in, {z.as(rows, mixes), {}, {}},
+                              {u.as(rows, width), dpost.as(rows, n), dcomb.as(rows, n, n),
+                               dnext.as(rows, n, width)},
+                              {dx.as(rows, n, width), dfn.as(mixes, n * width), dbase.as(mixes), dscale.as(3),
+                               dnorm.as(width)});
+                        }),
+           0, 4 * stream + 2 * one);
 }
 
 void bench_small(const exec::cuda& p, const ceilings& c, std::int64_t rows) {
