@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Brings a model's weights to the GPU.
+/// Brings a model's weights to the GPU, and back.
 #pragma once
 
 #include <dsv4/core/expects.hpp>
@@ -90,6 +90,21 @@ void upload_parameters(const exec::cuda& p, parameter_store<C, T, Q>& from,
     const auto& host = *static_cast<const typename detail::host_counterpart<V>::type*>(hosts[next++]);
     if (host.extent[0] > 0) detail::upload(p.stream(), host, v, info.name, to);
   });
+  p.synchronise();
+}
+
+/// Copies every weight of `from` to `to`, in the order of the policy's stream, and waits. For weights in the
+/// scalar type and tables.
+template <model_config C, class T>
+void download_parameters(const exec::cuda& p, parameter_store<C, T, numerics::float32, space::device>& from,
+                         parameter_store<C, T>& to) {
+  std::vector<void*> hosts;
+  for_each_parameter<C>(to.views(), [&](const parameter_info&, auto& v) { hosts.push_back(v.data); });
+  std::size_t next = 0;
+  for_each_parameter<C>(from.views(),
+                        [&]<class U, int R>(const parameter_info&, view<U, R, space::device>& v) {
+                          copy_elements<U>(p.stream(), v.data, static_cast<U*>(hosts[next++]), v.size());
+                        });
   p.synchronise();
 }
 

@@ -206,6 +206,9 @@ class parameter_store {
   const model_parameters<T, Q, S>& views() const { return views_; }
   model_parameters<T, Q, S>& views() { return views_; }
 
+  /// All that is owned in the scalar type, one weight behind the other, each padded to a cache line.
+  vector_view<T, S> reals() { return {reals_.data(), reals_.size()}; }
+
   /// Zeroed memory that lives as long as the store, for weights to be bound to.
   template <class U>
   U* allocate(std::int64_t count) {

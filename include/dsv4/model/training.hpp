@@ -2,6 +2,7 @@
 /// The model's training pass: whole documents forward, losses, and the gradients of every parameter.
 #pragma once
 
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/model/parameters.hpp>
 #include <dsv4/model/training_context.hpp>
 #include <dsv4/model/training_layers.hpp>
@@ -12,6 +13,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <type_traits>
+#include <vector>
 
 namespace dsv4 {
 
@@ -111,12 +114,12 @@ struct training {
     embedding<T, S, typename stored::wide>::backward(p, w, {in.tokens, m.embed}, {dx}, {g.embed});
   }
 
-  /// The losses of a batch; with `g`, also their gradients, weighted and added to *g.
+  /// The losses of a batch; with `g`, also their gradients, weighted and added to *g. The losses are the
+  /// host's: on a device this waits, once everything is queued.
   template <policy P, class RouterLoss = no_router_loss>
   static training_losses step(const P& p, basic_workspace<S>& w, const weights& m, const inputs& in,
                               const training_weights& weight, const gradients* g,
-                              const RouterLoss& router_loss = {}) requires(S == space::host) {
-    training_losses losses;
+                              const RouterLoss& router_loss = {}) {
     const workspace_scope scope(w);
     const bool mtp = weight.mtp != 0 && C.num_nextn_predict_layers > 0;
     const context c =
@@ -127,20 +130,23 @@ struct training {
     matrix_view<T, S> dhidden, dmtp_hidden;
     if (g && weight.token != 0) up.dhidden = dhidden = take<T>(w, c.rows, C.hidden_size);
     if (g && mtp) up.dmtp_hidden = dmtp_hidden = take<T>(w, c.rows, C.hidden_size);
-    next_token_loss(p, w, m, c.trunk.hidden, in.targets, weight.token, dhidden, g, losses.token,
-                    losses.tokens);
-    if (mtp)
-      next_token_loss(p, w, m, c.mtp.hidden, in.second_targets, weight.mtp, dmtp_hidden, g, losses.mtp,
-                      losses.mtp_tokens);
-    for (const auto& loss : c.indexer_losses) {
-      for (std::int64_t t = 0; t < loss.extent[0]; ++t) losses.indexer += double(loss(t));
-      for (const auto& s : c.segments)  // the first rows of a document see no entry yet
-        if (loss.data)
-          losses.indexer_rows += std::max<std::int64_t>(0, s.rows - C.attention.csa_compress_ratio + 1);
+    const auto token_loss = take<T>(w, c.rows), mtp_loss = take<T>(w, mtp ? c.rows : 0);
+    next_token_loss(p, w, m, c.trunk.hidden, in.targets, weight.token, token_loss, dhidden, g);
+    if (mtp) next_token_loss(p, w, m, c.mtp.hidden, in.second_targets, weight.mtp, mtp_loss, dmtp_hidden, g);
+    if (g) {
+      if (weight.indexer != 0) up.dindexer_loss = constant(p, w, c.rows, weight.indexer);
+      backward(p, w, m, in, c, up, *g, router_loss);
     }
-    if (!g) return losses;
-    if (weight.indexer != 0) up.dindexer_loss = constant(w, c.rows, weight.indexer);
-    backward(p, w, m, in, c, up, *g, router_loss);
+
+    training_losses losses;
+    add_losses(p, token_loss, in.targets, losses.token, losses.tokens);
+    if (mtp) add_losses(p, mtp_loss, in.second_targets, losses.mtp, losses.mtp_tokens);
+    for (const auto& loss : c.indexer_losses) {
+      if (!loss.data) continue;
+      for (T v : fetched(p, loss)) losses.indexer += double(v);
+      for (const auto& s : c.segments)  // the first rows of a document see no entry yet
+        losses.indexer_rows += std::max<std::int64_t>(0, s.rows - C.attention.csa_compress_ratio + 1);
+    }
     return losses;
   }
 
@@ -148,26 +154,38 @@ struct training {
   using projection = linear<T, S, typename stored::linear, typename stored::activation>;
   using activation = typename stored::activation;
 
-  static vector_view<T, S> constant(basic_workspace<S>& w, std::int64_t rows, double value) {
+  template <policy P>
+  static vector_view<T, S> constant(const P& p, basic_workspace<S>& w, std::int64_t rows, double value) {
     const auto v = take<T>(w, rows);
-    std::fill_n(v.data, rows, T(value));
+    fill(p, v, T(value));
     return v;
   }
+  template <policy P, class U>
+  static std::vector<std::remove_const_t<U>> fetched(const P& p, vector_view<U, S> v) {
+    std::vector<std::remove_const_t<U>> values(static_cast<std::size_t>(v.extent[0]));
+    fetch(p, v, values.data());
+    return values;
+  }
 
-  /// Cross-entropy of `hidden` by the shared head: its sum, its count, and gradients where dhidden is wanted.
+  /// Cross-entropy of `hidden` by the shared head, row by row, and gradients where dhidden is wanted.
   template <policy P>
   static void next_token_loss(const P& p, basic_workspace<S>& w, const weights& m,
                               matrix_view<const T, S> hidden, vector_view<const std::int32_t, S> targets,
-                              double weight, matrix_view<T, S> dhidden, const gradients* g, double& sum,
-                              std::int64_t& count) {
+                              double weight, vector_view<T, S> loss, matrix_view<T, S> dhidden,
+                              const gradients* g) {
     using loss_op = cross_entropy<T, S, typename stored::wide>;
     const workspace_scope scope(w);
     const std::int64_t rows = hidden.extent[0];
-    const auto loss = take<T>(w, rows), lse = take<T>(w, rows);
+    const auto lse = take<T>(w, rows);
     const typename loss_op::inputs in{hidden, m.head, targets};
     loss_op::forward(p, w, in, {loss}, {lse});
-    for (std::int64_t t = 0; t < rows; ++t) sum += double(loss(t)), count += targets(t) >= 0;
-    if (dhidden.data) loss_op::backward(p, w, in, {lse}, {constant(w, rows, weight)}, {dhidden, g->head});
+    if (dhidden.data) loss_op::backward(p, w, in, {lse}, {constant(p, w, rows, weight)}, {dhidden, g->head});
+  }
+  template <policy P>
+  static void add_losses(const P& p, vector_view<const T, S> loss, vector_view<const std::int32_t, S> targets,
+                         double& sum, std::int64_t& count) {
+    for (T v : fetched(p, loss)) sum += double(v);
+    for (std::int32_t t : fetched(p, targets)) count += t >= 0;
   }
 
   static vector_view<const std::int32_t, S> mtp_tokens(const inputs& in) {

@@ -3,21 +3,23 @@
 #pragma once
 
 #include <dsv4/core/expects.hpp>
+#include <dsv4/exec/reference.hpp>
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/model/parameters.hpp>
 #include <dsv4/train/gradient_clip.hpp>
 
-#include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 namespace dsv4 {
 
 /// All gradients zero: what a batch begins with.
+template <model_config C, class T, numerics_config Q, space S, policy P>
+void zero_gradients(const P& p, parameter_store<C, T, Q, S>& gradients) {
+  fill(p, gradients.reals(), T(0));
+}
 template <model_config C, class T, numerics_config Q>
 void zero_gradients(parameter_store<C, T, Q>& gradients) {
-  for_each_parameter<C>(gradients.views(), [&]<class U, int R>(const parameter_info&, view<U, R>& v) {
-    if constexpr (std::is_same_v<U, T>) std::fill_n(v.data, v.size(), T(0));
-  });
+  zero_gradients(exec::reference{}, gradients);
 }
 
 /// The rule: a batch's loss is the mean over all of its target tokens, however they are spread over

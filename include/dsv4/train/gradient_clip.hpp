@@ -5,6 +5,7 @@
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/exec/workspace.hpp>
 #include <dsv4/model/parameters.hpp>
 
@@ -39,19 +40,23 @@ struct squared_norm {
 };
 
 /// The square root of the sum of squares of all gradients that have one: not of router biases. Infinite or
-/// NaN when a gradient is.
-template <model_config C, class T, numerics_config Q, policy P>
-double gradient_norm(const P& p, workspace& w, const parameter_store<C, T, Q>& gradients) {
-  double sum = 0;
+/// NaN when a gradient is. The result is the host's: on a device this waits for all that was queued.
+template <model_config C, class T, numerics_config Q, space S, policy P>
+double gradient_norm(const P& p, basic_workspace<S>& w, const parameter_store<C, T, Q, S>& gradients) {
+  const workspace_scope<S> scope(w);
   auto views = gradients.views();
-  for_each_parameter<C>(views, [&]<class U, int R>(const parameter_info& info, view<U, R>& v) {
-    if constexpr (std::is_same_v<U, T>) {
-      if (info.name.ends_with("gate.bias")) return;
-      double part = 0;
-      squared_norm<T>::forward(p, w, {vector_view<const T>(v.data, v.size())}, {{&part, 1}});
-      sum += part;
-    }
+  std::vector<vector_view<const T, S>> counted;
+  for_each_parameter<C>(views, [&]<class U, int R>(const parameter_info& info, view<U, R, S>& v) {
+    if constexpr (std::is_same_v<U, T>)
+      if (!info.name.ends_with("gate.bias")) counted.push_back({v.data, v.size()});
   });
+  const auto sums = take<double>(w, static_cast<std::int64_t>(counted.size()));
+  for (std::size_t i = 0; i < counted.size(); ++i)
+    squared_norm<T, S>::forward(p, w, {counted[i]}, {{sums.data + i, 1}});
+  std::vector<double> found(counted.size());
+  fetch(p, sums, found.data());
+  double sum = 0;
+  for (double part : found) sum += part;
   return std::sqrt(sum);
 }
 

@@ -42,6 +42,40 @@ void update_router_bias(vector_view<T> bias, vector_view<const std::int64_t> loa
   }
 }
 
+/// `count_loads` for any policy. On a device, which cannot throw, numbers that no expert has are nobody's.
+template <space S = space::host>
+struct expert_loads {
+  static constexpr space memory = S;
+  struct inputs {
+    matrix_view<const std::int32_t, S> experts;  // (N, k); entries below 0 are not counted
+  };
+  struct outputs {
+    vector_view<std::int64_t, S> loads;  // (E), +=
+  };
+  template <policy P>
+  static void forward(const P& p, const inputs& in, const outputs& out) {
+    detail::dispatch<expert_loads>(p, in, out);
+  }
+};
+
+/// `update_router_bias` for any policy.
+template <class T, space S = space::host>
+struct router_bias {
+  static constexpr space memory = S;
+  struct inputs {
+    vector_view<const std::int64_t, S> loads;  // (E)
+    double speed;
+  };
+  struct outputs {
+    vector_view<T, S> bias;  // (E), +=
+  };
+  template <policy P>
+  static void forward(const P& p, const inputs& in, const outputs& out) {
+    expect_extent("router_bias", "loads", in.loads.extent[0], out.bias.extent[0]);
+    detail::dispatch<router_bias>(p, in, out);
+  }
+};
+
 struct load_statistics {
   double max_over_mean = 0, min_over_mean = 0;  ///< 1 and 1 is perfect balance; 0 and 0 without any load
   std::int64_t unused = 0;                      ///< experts without a token
@@ -143,5 +177,24 @@ struct kernel<sequence_balance<T>, exec::reference> {
 
 template <class T>
 struct kernel<sequence_balance<T>, exec::cpu>;  // in train/cpu/router_balance.hpp
+
+template <>
+struct kernel<expert_loads<>, exec::reference> {
+  static void forward(const auto&, const expert_loads<>::inputs& in, const expert_loads<>::outputs& out) {
+    count_loads(in.experts, out.loads);
+  }
+};
+template <>
+struct kernel<expert_loads<>, exec::cpu> : kernel<expert_loads<>, exec::reference> {};
+
+template <class T>
+struct kernel<router_bias<T>, exec::reference> {
+  using op = router_bias<T>;
+  static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
+    update_router_bias(out.bias, in.loads, in.speed);
+  }
+};
+template <class T>
+struct kernel<router_bias<T>, exec::cpu> : kernel<router_bias<T>, exec::reference> {};
 
 }  // namespace dsv4

@@ -2,6 +2,7 @@
 /// A training run: rows of a dataset, losses and gradients, Muon and AdamW, router balance.
 #pragma once
 
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/model/quantise_parameters.hpp>
 #include <dsv4/model/training.hpp>
 #include <dsv4/train/byte_dataset.hpp>
@@ -46,20 +47,26 @@ struct training_report {
   bool skipped = false;           ///< gradients were not finite: weights and state are as before
 };
 
-/// Weights, gradients and optimiser state of a run on the host. What a step does depends on these, the
-/// dataset, the options and the step's number alone: bit for bit the same for any number of threads, and
+/// Weights, gradients and optimiser state of a run, in memory space `S`. What a step does depends on these,
+/// the dataset, the options and the step's number alone: bit for bit the same for any number of threads, and
 /// after a resume. With narrow storage in `Q`, the master weights are in T, each step rounds them, and
 /// gradients pass the rounding unchanged (training side of the specification, section 8).
+///
+/// On a device the host waits once a micro-batch, for its losses, and once a step, for the gradients' norm:
+/// whether there is a step, and by what factor, is decided there.
 template <model_config C, class T = float, numerics_config Q = numerics::float32,
-          recompute_policy R = recompute::nothing>
+          recompute_policy R = recompute::nothing, space S = space::host>
 class trainer {
-  using pass = training<C, T, Q, R>;
+  static constexpr bool plain =
+      std::is_same_v<model_parameters<T, Q, S>, model_parameters<T, numerics::float32, S>>;
+  static_assert(plain || S == space::host, "dsv4: weights are rounded to narrow storage on the host only");
+  using pass = training<C, T, Q, R, S>;
 
  public:
-  using store = parameter_store<C, T>;
+  using store = parameter_store<C, T, numerics::float32, S>;
 
-  /// Weights zero: initialise_for_training or a checkpoint fills them. Throws contract_error for options out
-  /// of range.
+  /// Weights zero: initialise_for_training or a checkpoint fills them (on a device, by way of
+  /// upload_parameters). Throws contract_error for options out of range.
   explicit trainer(const trainer_options& options) : options_(options), optimizer_(options.optimizer) {
     options.schedule.check();
     expect(options.rows_per_microbatch >= 1 && options.rows_per_step >= 1, "trainer", "rows_per_step",
@@ -68,7 +75,8 @@ class trainer {
 
   store& weights() { return weights_; }
   store& gradients() { return gradients_; }
-  dsv4::optimizer<C, T>& optimizer() { return optimizer_; }
+  using update = dsv4::optimizer<C, T, T, numerics::float32, S>;
+  update& optimizer() { return optimizer_; }
   /// Steps taken, by this run and those that it resumed.
   std::int64_t steps() const { return step_; }
   const trainer_options& options() const { return options_; }
@@ -78,18 +86,23 @@ class trainer {
     options_.schedule = schedule;
   }
 
-  /// Everything that a resumed run needs, for io::training_state.
-  template <class State>
-  void remember(State& state) {
-    state.add_parameters(weights_);
-    state.add_optimizer(optimizer_);
+  /// Everything that a resumed run needs, for io::training_state, which reaches it by way of `p`.
+  template <policy P, class State>
+  void remember(const P& p, State& state) {
+    state.add_parameters(p, weights_);
+    state.add_optimizer(p, optimizer_);
     state.add("step", step_);
     state.add("position", position_);
+  }
+  template <class State>
+  void remember(State& state) requires(S == space::host) {
+    remember(exec::reference{}, state);
   }
 
   /// One update.
   template <policy P>
-  training_report step(const P& p, workspace& w, const byte_dataset& data) {
+  training_report step(const P& p, basic_workspace<S>& w, const byte_dataset& data) {
+    const workspace_scope<S> scope(w);
     const learning_rate_schedule& schedule = options_.schedule;
     training_report report;
     report.step = step_;
@@ -99,15 +112,18 @@ class trainer {
     weight.indexer = options_.indexer;
     weight.dense = step_ < options_.dense_steps;
 
-    zero_gradients(gradients_);
-    const model_parameters<T, Q>& m = current_weights(p);
-    loads_.assign(static_cast<std::size_t>(blocks), std::vector<std::int64_t>(C.moe.n_routed_experts));
+    zero_gradients(p, gradients_);
+    const model_parameters<T, Q, S>& m = current_weights(p);
+    const auto loads = take<std::int64_t>(w, blocks, C.moe.n_routed_experts);
+    fill(p, loads, 0);
     gradient_accumulation batch;
     training_losses sum;
     for (std::int64_t at = 0; at < options_.rows_per_step; at += options_.rows_per_microbatch) {
       const std::int64_t rows = std::min(options_.rows_per_microbatch, options_.rows_per_step - at);
       gather(rows, [&](std::int64_t i, packed_row& row) { data.training_row(position_ + at + i, row); });
-      const auto losses = pass::step(p, w, m, inputs(), weight, &gradient_views(), router_loss(p, w));
+      const workspace_scope<S> micro_batch(w);
+      const auto losses = pass::step(p, w, m, inputs(p, w), weight, &gradients_.views(),
+                                     router_loss(p, w, loads, reachable(p, w, offsets_)));
       batch.add(losses.tokens, losses.token);
       add(sum, losses);
     }
@@ -116,14 +132,14 @@ class trainer {
     if (sum.mtp_tokens) report.mtp_loss = sum.mtp / double(sum.mtp_tokens);
     if (sum.indexer_rows) report.indexer_loss = sum.indexer / double(sum.indexer_rows);
 
-    if (options_.freeze_hyper_connections) clear_hyper_connection_gradients();
+    if (options_.freeze_hyper_connections) clear_hyper_connection_gradients(p);
     const double norm = gradient_norm(p, w, gradients_);
     report.gradient_norm = norm * batch.mean();
     report.skipped = !std::isfinite(norm);
     if (!report.skipped) {
       optimizer_.step(p, w, weights_, gradients_,
                       {report.learning_rate, batch.gradient_scale(norm, options_.clip)});
-      balance_routers(report);
+      balance_routers(p, loads, report);
     }
     position_ += options_.rows_per_step;
     ++step_;
@@ -132,14 +148,16 @@ class trainer {
 
   /// The mean loss per target of the next token over the first `rows` rows of a split.
   template <policy P>
-  double evaluate(const P& p, workspace& w, const byte_dataset& data, data_split split, std::int64_t rows) {
-    const model_parameters<T, Q>& m = current_weights(p);
+  double evaluate(const P& p, basic_workspace<S>& w, const byte_dataset& data, data_split split,
+                  std::int64_t rows) {
+    const model_parameters<T, Q, S>& m = current_weights(p);
     training_losses sum;
     rows = std::min(rows, data.rows(split));
     for (std::int64_t at = 0; at < rows; at += options_.rows_per_microbatch) {
       gather(std::min(options_.rows_per_microbatch, rows - at),
              [&](std::int64_t i, packed_row& row) { data.row(split, at + i, row); });
-      add(sum, pass::step(p, w, m, inputs(), {}, nullptr));
+      const workspace_scope<S> scope(w);
+      add(sum, pass::step(p, w, m, inputs(p, w), {}, nullptr));
     }
     return sum.tokens ? sum.token / double(sum.tokens) : 0;
   }
@@ -153,8 +171,8 @@ class trainer {
   }
 
   template <policy P>
-  const model_parameters<T, Q>& current_weights(const P& p) {
-    if constexpr (std::is_same_v<model_parameters<T, Q>, model_parameters<T>>) {
+  const model_parameters<T, Q, S>& current_weights(const P& p) {
+    if constexpr (plain) {
       return weights_.views();
     } else {
       narrow_.emplace();
@@ -162,8 +180,6 @@ class trainer {
       return narrow_->views();
     }
   }
-
-  const model_parameters<T>& gradient_views() { return gradients_.views(); }
 
   /// Rows of the dataset one behind the other.
   template <class Row>
@@ -179,61 +195,72 @@ class trainer {
       for (std::size_t d = 1; d < row_.offsets.size(); ++d) offsets_.push_back(begin + row_.offsets[d]);
     }
   }
-  typename pass::inputs inputs() const {
-    const auto view_of = [](const std::vector<std::int32_t>& v) {
-      return vector_view<const std::int32_t>(v.data(), static_cast<std::int64_t>(v.size()));
-    };
-    return {offsets_, view_of(tokens_), view_of(targets_), view_of(second_targets_)};
+  /// The rows at hand where the pass reads them, until the caller's scope ends.
+  template <policy P>
+  typename pass::inputs inputs(const P& p, basic_workspace<S>& w) const {
+    return {offsets_, reachable(p, w, tokens_), reachable(p, w, targets_), reachable(p, w, second_targets_)};
+  }
+  template <policy P, class U>
+  static vector_view<const U, S> reachable(const P& p, basic_workspace<S>& w, const std::vector<U>& v) {
+    const auto size = static_cast<std::int64_t>(v.size());
+    if constexpr (S == space::host) {
+      return {v.data(), size};
+    } else {
+      const auto copy = take<U>(w, size);
+      send(p, v.data(), copy);
+      return copy;
+    }
   }
 
   /// Counts who was chosen, and adds the balance loss's gradient.
   template <policy P>
-  auto router_loss(const P& p, workspace& w) {
-    return [this, &p, &w](int layer, matrix_view<const T> logits, matrix_view<const std::int32_t> chosen,
-                          matrix_view<T> dlogits) {
-      auto& loads = loads_[static_cast<std::size_t>(layer)];
-      count_loads(chosen, {loads.data(), static_cast<std::int64_t>(loads.size())});
-      if (C.hashed(layer) || options_.balance == 0) return;
-      const auto sequences = static_cast<std::int64_t>(offsets_.size()) - 1;
-      double loss = 0;
-      // Gradients are divided by the number of tokens later on, so a mean over sequences weighs as many.
-      sequence_balance<T>::forward(p, w,
-                                   {logits,
-                                    chosen,
-                                    {offsets_.data(), sequences + 1},
-                                    options_.balance * double(logits.extent[0]) / double(sequences)},
-                                   {{&loss, 1}, dlogits});
-    };
+  auto router_loss(const P& p, basic_workspace<S>& w, matrix_view<std::int64_t, S> loads,
+                   vector_view<const std::int64_t, S> offsets) {
+    return
+        [this, &p, &w, loads, offsets](int layer, matrix_view<const T, S> logits,
+                                       matrix_view<const std::int32_t, S> chosen, matrix_view<T, S> dlogits) {
+          expert_loads<S>::forward(p, {chosen}, {loads[layer]});
+          if (C.hashed(layer) || options_.balance == 0) return;
+          const workspace_scope<S> scope(w);
+          const double sequences = double(offsets.extent[0]) - 1;
+          // Gradients are divided by the number of tokens later on, so a mean over sequences weighs as many.
+          sequence_balance<T, S>::forward(
+              p, w, {logits, chosen, offsets, options_.balance * double(logits.extent[0]) / sequences},
+              {take<double>(w, 1), dlogits});
+        };
   }
 
-  void balance_routers(training_report& report) {
+  template <policy P>
+  void balance_routers(const P& p, matrix_view<const std::int64_t, S> loads, training_report& report) {
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(loads.size()));
+    fetch(p, loads, counts.data());
+    const matrix_view<const std::int64_t> counted(counts.data(), loads.extent[0], loads.extent[1]);
     for (int i = 0; i < blocks; ++i) {
-      const auto& loads = loads_[static_cast<std::size_t>(i)];
-      const vector_view<const std::int64_t> counts(loads.data(), static_cast<std::int64_t>(loads.size()));
       if (C.hashed(i)) continue;
-      report.max_over_mean_load = std::max(report.max_over_mean_load, balance_of(counts).max_over_mean);
+      report.max_over_mean_load = std::max(report.max_over_mean_load, balance_of(counted[i]).max_over_mean);
       auto& views = weights_.views();
       auto& ffn =
           i < C.num_hidden_layers() ? views.layers[static_cast<std::size_t>(i)].ffn : views.mtp.layer.ffn;
-      update_router_bias(ffn.gate_bias, counts, options_.router_bias_speed);
+      router_bias<T, S>::forward(p, {loads[i], options_.router_bias_speed}, {ffn.gate_bias});
     }
   }
 
-  void clear_hyper_connection_gradients() {
-    for_each_parameter<C>(gradients_.views(), [&]<class U, int N>(const parameter_info& info, view<U, N>& v) {
-      if (info.name.find("hc_") != std::string::npos) std::fill_n(v.data, v.size(), U(0));
-    });
+  template <policy P>
+  void clear_hyper_connection_gradients(const P& p) {
+    for_each_parameter<C>(gradients_.views(),
+                          [&]<class U, int N>(const parameter_info& info, view<U, N, S>& v) {
+                            if (info.name.find("hc_") != std::string::npos) fill(p, v, U(0));
+                          });
   }
 
   trainer_options options_;
   store weights_, gradients_;
-  std::optional<parameter_store<C, T, Q>> narrow_;  ///< the weights as the pass reads them
-  dsv4::optimizer<C, T> optimizer_;
+  std::optional<parameter_store<C, T, Q, S>> narrow_;  ///< the weights as the pass reads them
+  update optimizer_;
   std::int64_t step_ = 0, position_ = 0;
   packed_row row_;
   std::vector<std::int32_t> tokens_, targets_, second_targets_;
   std::vector<std::int64_t> offsets_;
-  std::vector<std::vector<std::int64_t>> loads_;
 };
 
 }  // namespace dsv4
