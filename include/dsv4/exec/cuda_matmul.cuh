@@ -4,6 +4,7 @@
 
 #include <dsv4/exec/cuda_error.cuh>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cublasLt.h>
@@ -20,8 +21,9 @@ namespace dsv4::exec {
 /// order, so results do not change from run to run.
 class cuda_matmul {
  public:
-  /// y[b, t, o] = beta y[b, t, o] + sum_i x[b, t, i] weight[b, o, i]; strides in elements. With `transposed`
-  /// flags, x is given as [i, t] or weight as [i, o], and their row strides are those of these shapes.
+  /// y[b, t, o] = scale sum_i x[b, t, i] weight[b, o, i] + c_scale c[b, t, o]; strides in elements. With
+  /// `transposed` flags, x is given as [i, t] or weight as [i, o], and their row strides are those of these
+  /// shapes.
   struct problem {
     std::int64_t rows, columns, inner, batch;  // t, o, i, b
     const void* x;
@@ -33,7 +35,9 @@ class cuda_matmul {
     cublasComputeType_t compute;
     cudaDataType_t scale_type;
     bool x_transposed = false, weight_transposed = false;
-    bool accumulate = false;  ///< beta = 1
+    bool accumulate = false;  ///< c is y, c_scale 1
+    const void* c = nullptr;  ///< of y's type and strides; null: none, unless accumulate
+    double scale = 1, c_scale = 1;
   };
 
   cuda_matmul() { detail::check_cuda(cublasLtCreate(&handle_), "cublasLtCreate"); }
@@ -49,13 +53,14 @@ class cuda_matmul {
     descriptors d(where, m);
     const std::optional<cublasLtMatmulAlgo_t> algorithm = choose(where, m, d, scratch_bytes);
     if (!algorithm) return false;
-    const float one_f = 1, beta_f = m.accumulate ? 1.0f : 0.0f;
-    const double one_d = 1, beta_d = m.accumulate ? 1.0 : 0.0;
+    const double alpha_d = m.scale, beta_d = m.c ? m.c_scale : m.accumulate ? 1.0 : 0.0;
+    const float alpha_f = static_cast<float>(alpha_d), beta_f = static_cast<float>(beta_d);
     const bool wide = m.scale_type == CUDA_R_64F;
+    const void* const c = m.c ? m.c : m.y;
     // cuBLAS is column-major: y^T (columns x rows) = weight x^T.
     detail::check_cuda(
-        cublasLtMatmul(handle_, d.operation, wide ? static_cast<const void*>(&one_d) : &one_f, m.weight,
-                       d.weight, m.x, d.x, wide ? static_cast<const void*>(&beta_d) : &beta_f, m.y, d.y, m.y,
+        cublasLtMatmul(handle_, d.operation, wide ? static_cast<const void*>(&alpha_d) : &alpha_f, m.weight,
+                       d.weight, m.x, d.x, wide ? static_cast<const void*>(&beta_d) : &beta_f, c, d.y, m.y,
                        d.y, &*algorithm, scratch, scratch_bytes, stream),
         where);
     return true;
@@ -121,7 +126,8 @@ class cuda_matmul {
 
   std::optional<cublasLtMatmulAlgo_t> choose(std::string_view where, const problem& m, const descriptors& d,
                                              std::size_t scratch_bytes) {
-    const std::uint32_t ax = alignment(m.x), aw = alignment(m.weight), ay = alignment(m.y);
+    const std::uint32_t ax = alignment(m.x), aw = alignment(m.weight),
+                        ay = m.c ? std::min(alignment(m.y), alignment(m.c)) : alignment(m.y);
     const key k{m.rows,
                 m.columns,
                 m.inner,
@@ -139,7 +145,7 @@ class cuda_matmul {
                 ax,
                 aw,
                 ay,
-                m.x_transposed * 4 + m.weight_transposed * 2 + m.accumulate};
+                (m.c != nullptr) * 8 + m.x_transposed * 4 + m.weight_transposed * 2 + m.accumulate};
     const std::lock_guard lock(mutex_);
     if (const auto found = chosen_.find(k); found != chosen_.end()) return found->second;
     cublasLtMatmulPreference_t preference = nullptr;
