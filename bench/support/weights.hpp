@@ -109,21 +109,32 @@ class random_weights {
   parameter_store<C, float, Q> store_;
 };
 
-/// Registers body.operator()<C>(state) as name/nano, /100m, /flash, /pro. What a block is compiled for is
-/// part of its type, so `body` is a lambda with a template parameter.
+/// Registers body.operator()<C>(state) as name/size. What a block is compiled for is part of its type, so
+/// `body` is a lambda with a template parameter.
+template <model_config C, class Body>
+void at_compiled_size(const char* size, const std::string& name, std::initializer_list<std::int64_t> rows,
+                      const Body& body) {
+  auto* b = benchmark::RegisterBenchmark(
+      (name + "/" + size).c_str(), [body](benchmark::State& state) { body.template operator()<C>(state); });
+  b->ArgName("rows")->UseRealTime()->Unit(benchmark::kMillisecond);
+  for (const std::int64_t n : rows) b->Arg(n);
+}
+
+/// The same at the sizes that are trained in float.
+template <class Body>
+bool at_float_sizes(const std::string& name, std::initializer_list<std::int64_t> rows, const Body& body) {
+  at_compiled_size<v4_nano>("nano", name, rows, body);
+  at_compiled_size<v4_bench>("100m", name, rows, body);
+  return true;
+}
+
+/// The same at all sizes.
 template <class Body>
 bool at_every_compiled_size(const std::string& name, std::initializer_list<std::int64_t> rows,
                             const Body& body) {
-  const auto add = [&]<model_config C>(const char* size) {
-    auto* b = benchmark::RegisterBenchmark(
-        (name + "/" + size).c_str(), [body](benchmark::State& state) { body.template operator()<C>(state); });
-    b->ArgName("rows")->UseRealTime()->Unit(benchmark::kMillisecond);
-    for (const std::int64_t n : rows) b->Arg(n);
-  };
-  add.template operator()<v4_nano>("nano");
-  add.template operator()<v4_bench>("100m");
-  add.template operator()<v4_flash>("flash");
-  add.template operator()<v4_pro>("pro");
+  at_float_sizes(name, rows, body);
+  at_compiled_size<v4_flash>("flash", name, rows, body);
+  at_compiled_size<v4_pro>("pro", name, rows, body);
   return true;
 }
 
