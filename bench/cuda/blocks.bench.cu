@@ -102,21 +102,56 @@ void bench_attention_training(const exec::cuda& p, attention_kind kind, std::int
   std::printf("%-44s forward %8.4f   + backward %8.4f\n", name, f, both);
 }
 
-void bench_moe(const exec::cuda& p, std::int64_t rows) {
+using moe_weights = moe_parameters<bf16, numerics::float32, D>;
+
+/// Without biases, which would send all tokens to the same experts.
+moe_weights make_moe(pool& a) {
   constexpr moe_config c = m.moe;
   const std::int64_t d = m.hidden_size, inner = c.moe_intermediate_size, count = c.n_routed_experts;
-  pool a{p, {}};
-  moe_parameters<bf16, numerics::float32, D> w;
-  w.gate = a.take(count, d), w.gate_bias = a.take(count);
+  moe_weights w;
+  w.gate = a.take(count, d);
+  a.all.push_back(random<bf16>(a.p, count, 0)), w.gate_bias = a.all.back().as(count);
   w.experts.w1 = a.take(count, inner, d), w.experts.w3 = a.take(count, inner, d),
   w.experts.w2 = a.take(count, d, inner);
   w.shared_w1 = a.take(inner, d), w.shared_w3 = a.take(inner, d), w.shared_w2 = a.take(d, inner);
-  const auto x = a.take(rows, d);
+  return w;
+}
+
+void bench_moe(const exec::cuda& p, std::int64_t rows) {
+  const std::int64_t d = m.hidden_size;
+  pool a{p, {}};
+  const auto w = make_moe(a);
+  const auto x = random<bf16>(p, rows * d);
   device_buffer<bf16> y(rows * d);
   device_workspace work(std::size_t{2} << 30);
-  const double ms =
-      milliseconds(p, [&] { moe<c, numerics::float32, bf16, D>(p, work, w, {}, x, y.as(rows, d)); });
+  const double ms = milliseconds(
+      p, [&] { moe<m.moe, numerics::float32, bf16, D>(p, work, w, {}, x.as(rows, d), y.as(rows, d)); });
   std::printf("moe bf16, T = %-46lld %9.4f\n", static_cast<long long>(rows), ms);
+}
+
+/// Forward as it is in training, and backward with the gradients of all weights.
+void bench_moe_training(const exec::cuda& p, std::int64_t rows) {
+  const std::int64_t d = m.hidden_size;
+  pool a{p, {}};
+  const auto w = make_moe(a);
+  const auto gradients = make_moe(a);
+  const auto x = random<bf16>(p, rows * d), dy = random<bf16>(p, rows * d);
+  device_buffer<bf16> y(rows * d), dx(rows * d);
+  device_workspace work(std::size_t{4} << 30), kept(std::size_t{1} << 30);
+  const auto context = moe_context<bf16, D>::take(kept, m.moe, rows);
+  const auto forward = [&] {
+    moe<m.moe, numerics::float32, bf16, D>(p, work, w, {}, x.as(rows, d), y.as(rows, d), &context);
+  };
+  const double f = milliseconds(p, forward, 7),
+               both = milliseconds(
+                   p,
+                   [&] {
+                     forward();
+                     moe_backward<m.moe, numerics::float32, bf16, D>(
+                         p, work, w, x.as(rows, d), context, dy.as(rows, d), gradients, dx.as(rows, d));
+                   },
+                   7);
+  std::printf("moe, T = %-35lld forward %8.4f   + backward %8.4f\n", static_cast<long long>(rows), f, both);
 }
 
 void bench_site(const exec::cuda& p, std::int64_t rows) {
@@ -162,5 +197,6 @@ int main() {
   bench_attention_training(p, attention_kind::hca, 4096, "attention HCA, T = 4096, training");
   bench_moe(p, 4096);
   bench_moe(p, 1);
+  bench_moe_training(p, 4096);
   bench_site(p, 4096);
 }

@@ -136,6 +136,44 @@ void bench_grouped(const exec::cuda& p, const ceilings& c, std::int64_t rows, st
   c.report("grouped_linear mxfp4 " + shape, ms, operations, io + 0.53125 * double(used * inner * columns));
 }
 
+/// dx and dweight apart: each reads or writes all experts' matrices once, dweight reads and writes its own.
+void bench_grouped_backward(const exec::cuda& p, const ceilings& c, std::int64_t rows, std::int64_t inner,
+                            std::int64_t columns) {
+  const std::int64_t count = 256, used = std::min(count, rows);
+  const auto offsets = even_offsets(p, rows, count);
+  const auto x = random<bf16>(p, rows * inner), dy = random<bf16>(p, rows * columns),
+             w = random<bf16>(p, count * columns * inner);
+  device_buffer<bf16> dx(rows * inner);
+  device_workspace work(std::size_t{1} << 20);
+  const std::string shape =
+      std::to_string(rows) + " rows, 256 x (" + std::to_string(columns) + " x " + std::to_string(inner) + ")";
+  const double operations = 2.0 * double(rows * inner * columns), io = 2.0 * double(rows * (inner + columns)),
+               matrices = 2.0 * double(used * inner * columns);
+  const auto dx_of = [&](auto weight, bool add) {
+    using W =
+        std::conditional_t<std::is_same_v<decltype(weight), block_scaled_stack<const mxfp4, D>>, mxfp4, bf16>;
+    return milliseconds(p, [&] {
+      grouped_linear<bf16, D, W>::backward(p, work, {x.as(rows, inner), offsets.as(count + 1), weight},
+                                           {dy.as(rows, columns)}, {dx.as(rows, inner), {}, add});
+    });
+  };
+  const tensor_view<const bf16, D> weight = w.as(count, columns, inner);
+  c.report("grouped_linear dx " + shape, dx_of(weight, false), operations, io + matrices);
+  c.report("grouped_linear dx added " + shape, dx_of(weight, true), operations,
+           io + matrices + 2.0 * double(rows * inner));
+  {
+    const experts<mxfp4> narrow(p, count, columns, inner);
+    c.report("grouped_linear dx mxfp4 " + shape, dx_of(narrow.view, false), operations,
+             io + 0.265625 * matrices);
+  }
+  auto dweight = random<bf16>(p, count * columns * inner);
+  const double ms = milliseconds(p, [&] {
+    grouped_linear<bf16, D>::backward(p, work, {x.as(rows, inner), offsets.as(count + 1), weight},
+                                      {dy.as(rows, columns)}, {{}, dweight.as(count, columns, inner)});
+  });
+  c.report("grouped_linear dweight " + shape, ms, operations, io + 2 * matrices);
+}
+
 void bench_linear(const exec::cuda& p, const ceilings& c, std::int64_t rows, std::int64_t inner,
                   std::int64_t columns) {
   const auto x = random<bf16>(p, rows * inner), w = random<bf16>(p, columns * inner);
@@ -280,6 +318,20 @@ void bench_small(const exec::cuda& p, const ceilings& c, std::int64_t rows) {
                                                    {y.as(6 * rows, 2048)});
                         }),
            0, 6.0 * double(6 * rows * 2048));
+  const std::int64_t sorted_rows = 6 * rows;
+  const auto wide = random<bf16>(p, 3 * sorted_rows * 2048), row_weight = random<bf16>(p, sorted_rows);
+  device_buffer<bf16> dgate(sorted_rows * 2048), dup(sorted_rows * 2048), drow_weight(sorted_rows);
+  device_workspace work(std::size_t{1} << 22);
+  const auto third = [&](int i) { return wide.as(3 * sorted_rows, 2048).rows(i * sorted_rows, sorted_rows); };
+  c.report("swiglu backward " + n + " x 6 x 2048",
+           milliseconds(p,
+                        [&] {
+                          swiglu<bf16, D>::backward(
+                              p, work, {third(0), third(1), row_weight.as(sorted_rows), 10}, {third(2)},
+                              {dgate.as(sorted_rows, 2048), dup.as(sorted_rows, 2048),
+                               drow_weight.as(sorted_rows)});
+                        }),
+           0, 10.0 * double(sorted_rows * 2048));
   device_buffer<std::uint8_t> codes(rows * d);
   device_buffer<e8m0> scales(rows * d / 128);
   c.report("quantise fp8_activation " + n + " x 4096",
@@ -318,6 +370,22 @@ void bench_small(const exec::cuda& p, const ceilings& c, std::int64_t rows) {
                               {y.as(rows, d), inverse.as(rows * 6)});
                         }),
            0, 2.0 * double(rows * 8 * d));
+  c.report("expert_combine backward " + n + " x 6 x 4096",
+           milliseconds(p,
+                        [&] {
+                          expert_combine<bf16, D>::backward(p, work, {{}, order.as(rows * 6), {}},
+                                                            {x.as(rows, d)}, {sorted.as(rows * 6, d)});
+                        }),
+           0, 2.0 * double(rows * 7 * d));
+  c.report("expert_dispatch backward " + n + " x 6 x 4096",
+           milliseconds(p,
+                        [&] {
+                          expert_dispatch<bf16, D>::backward(
+                              p, work, {x.as(rows, d), chosen.as(rows, 6), weights.as(rows, 6)},
+                              {order.as(rows * 6)}, {sorted.as(rows * 6, d), weight_sorted.as(rows * 6)},
+                              {y.as(rows, d), weights.as(rows, 6)});
+                        }),
+           0, 2.0 * double(rows * 7 * d));
   const auto kv = random<bf16>(p, rows * 1024), gate = random<bf16>(p, rows * 1024),
              ape = random<bf16>(p, 128 * 1024);
   c.report("compress_pool CSA " + n,
@@ -361,6 +429,9 @@ int main() {
   bench_grouped(p, c, 6, 4096, 2048);
   bench_grouped(p, c, 6, 2048, 4096);
   bench_grouped(p, c, 48, 4096, 2048);
+  bench_grouped_backward(p, c, 24576, 4096, 2048);
+  bench_grouped_backward(p, c, 24576, 2048, 4096);
+  bench_grouped_backward(p, c, 196608, 4096, 2048);
   bench_linear(p, c, 4096, 1024, 32768);
   bench_linear(p, c, 4096, 4096, 1024);
   bench_linear(p, c, 4096, 8192, 4096);
