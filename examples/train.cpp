@@ -162,7 +162,14 @@ int train(const options& o) {
     if (steps > 0) line.show(report, steps, held_out);
     if (run.steps() % o.save_every == 0 || last) folder.save(state, run.steps());
   }
-  io::save_parameters(o.out / io::checkpoint_single_name, run.weights());
+  const auto file = o.out / io::checkpoint_single_name;
+  if constexpr (storage_types<float, Q>::plain) {
+    io::save_parameters(file, run.weights());
+  } else {  // what was trained is what the products read
+    parameter_store<C, float, Q> rounded;
+    quantise_parameters(cpu, run.weights(), rounded);
+    io::save_parameters(file, rounded);
+  }
   std::ofstream config(o.out / "config.json");
   config << io::config_to_json<C>() << '\n';
   if (!config.flush()) throw io_error((o.out / "config.json").string(), "write", "failed");

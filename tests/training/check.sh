@@ -16,6 +16,12 @@ awk -F, 'NR == 2 { first = $4 } NR == 25 { exit !($4 < 0.75 * first) }' "$work/l
 "$run" "$work/whole" --prompt "the sea" -n 20 > "$work/text1" 2> "$work/err"
 [ "$(wc -c < "$work/text1")" -ge 8 ] || fail "the runner writes nothing"
 
+# Trained through the released formats, a model is saved in them.
+"$train" "$work/text" --out "$work/released" --numerics v4_released --steps 2 --rows 2 --microbatch 2 --row-tokens 128 2> /dev/null
+"$run" "$work/released" --plan > "$work/plan"
+grep -qE "^layers.1.ffn.experts.0.w1.weight +I8 " "$work/plan" || { cat "$work/plan"; fail "experts are not saved as FP4"; }
+"$run" "$work/released" --prompt "the sea" -n 5 > /dev/null 2>&1 || fail "the runner refuses a model in the released formats"
+
 # Killed without warning three times; every time it goes on from the last state, to the same bytes.
 for wait in 0.7 1.1 1.5; do
   "$train" "$work/text" --out "$work/killed" --resume "${how[@]}" 2> /dev/null &
