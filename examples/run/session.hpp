@@ -4,6 +4,7 @@
 
 #include "compiled_model.hpp"
 #include "console.hpp"
+#include "embedded_model.hpp"
 #include "options.hpp"
 #include "plan.hpp"
 #include "text_codec.hpp"
@@ -72,6 +73,11 @@ class session {
 
  private:
   void embed() {
+    if constexpr (C == embedded_config) {
+      load_embedded(cpu_, weights_);
+      std::fprintf(stderr, "embedded model: %s\n", embedded_origin);
+      return;
+    }
     if constexpr (dsv4::storage_types<float, Q>::plain) {
       dsv4::initialise_by_name(weights_);
     } else {

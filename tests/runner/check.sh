@@ -21,7 +21,7 @@ expect_prefill() {  # tokens, arguments
 
 # The embedded model, and the same one from a directory in the Hugging Face layout, whatever the chunks.
 "$run" --prompt "The sea" -n 20 > "$work/embedded" 2> "$work/err"
-grep -q "random weights" "$work/err" || fail "the embedded model does not say that it is random"
+grep -q "embedded model: .* trained on .* nats per byte" "$work/err" || { cat "$work/err"; fail "the embedded model does not say what it is"; }
 grep -q "prefill 8 tokens, .* tokens/s; decode 20 tokens, .* tokens/s; cache .*; peak memory" "$work/err" || { cat "$work/err"; fail "no figures"; }
 "$run" --save "$work/a model" 2> /dev/null
 "$run" "$work/a model" --prompt "The sea" -n 20 --chunk 3 > "$work/loaded" 2> /dev/null
@@ -64,8 +64,8 @@ rm "$work/tokens/tokenizer_config.json"
 tokenizer 245 "e a,s ea" "" > "$work/tokens/tokenizer.json"
 expect_prefill 6 "$work/tokens" --prompt "The sea"
 tokenizer 245 "" "" > "$work/tokens/tokenizer.json"
-"$run" -p x -n 300 --ignore-eos 2> /dev/null > "$work/bytes"
-"$run" "$work/tokens" -p x -n 300 --ignore-eos 2> /dev/null > "$work/padded"
+"$run" -p x -n 300 --ignore-eos -t 100 2> /dev/null > "$work/bytes"  # so hot that every token comes
+"$run" "$work/tokens" -p x -n 300 --ignore-eos -t 100 2> /dev/null > "$work/padded"
 if cmp -s "$work/bytes" "$work/padded"; then fail "300 tokens without one that pads: the test tests nothing"; fi
 LC_ALL=C tr -d '\365-\377' < "$work/bytes" | cmp - "$work/padded" || fail "tokens that pad the vocabulary"
 tokenizer 256 "e a,s ea,h e" "" > "$work/tokens/tokenizer.json"
@@ -109,6 +109,13 @@ expect_error "expected" "$work/v4_flash"  # there is no data
 "$run" -p x -t 1 --top-p 0.9 --seed 5 -n 30 > "$work/s3" 2> /dev/null
 cmp "$work/s1" "$work/s2" || fail "the same seed gives two texts"
 if cmp -s "$work/s1" "$work/s3"; then fail "two seeds give one text"; fi
+
+# The embedded model knows the language of its text, in every format: a uniform guess has 5.55 nats per token.
+echo "And it came to pass in those days, that the king of Israel went out to meet the people of the land." > "$work/verse"
+for numerics in float32 bf16 mxfp4_experts_only v4_released v4_released_base; do
+  "$run" --numerics $numerics --perplexity "$work/verse" 2> /dev/null > "$work/p"
+  awk '/nats per token/ { exit !($3 < 1.7) }' "$work/p" || { cat "$work/p"; fail "the embedded model has learned nothing: $numerics"; }
+done
 
 # Perplexity does not depend on the chunks; dumps are files.
 head -c 600 "$0" > "$work/text"
