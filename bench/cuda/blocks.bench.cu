@@ -99,7 +99,8 @@ void bench_attention_training(const exec::cuda& p, attention_kind kind, std::int
                                                       backward();
                                                     },
                                                     7);
-  std::printf("%-44s forward %8.4f   + backward %8.4f\n", name, f, both);
+  line(std::string(name) + ", keeping for backward", f);
+  line(std::string(name) + ", forward and backward", both);
 }
 
 using moe_weights = moe_parameters<bf16, numerics::float32, D>;
@@ -126,7 +127,7 @@ void bench_moe(const exec::cuda& p, std::int64_t rows) {
   device_workspace work(std::size_t{2} << 30);
   const double ms = milliseconds(
       p, [&] { moe<m.moe, numerics::float32, bf16, D>(p, work, w, {}, x.as(rows, d), y.as(rows, d)); });
-  std::printf("moe bf16, T = %-46lld %9.4f\n", static_cast<long long>(rows), ms);
+  line("moe bf16, T = " + std::to_string(rows), ms);
 }
 
 /// Forward as it is in training, and backward with the gradients of all weights.
@@ -151,7 +152,8 @@ void bench_moe_training(const exec::cuda& p, std::int64_t rows) {
                          p, work, w, x.as(rows, d), context, dy.as(rows, d), gradients, dx.as(rows, d));
                    },
                    7);
-  std::printf("moe, T = %-35lld forward %8.4f   + backward %8.4f\n", static_cast<long long>(rows), f, both);
+  line("moe bf16, T = " + std::to_string(rows) + ", keeping for backward", f);
+  line("moe bf16, T = " + std::to_string(rows) + ", forward and backward", both);
 }
 
 void bench_site(const exec::cuda& p, std::int64_t rows) {
@@ -165,8 +167,7 @@ void bench_site(const exec::cuda& p, std::int64_t rows) {
   const double ms = milliseconds(p, [&] {
     hyper_connection_site<m.hyper_connection, bf16, D>(p, work, w, norm, 1e-6, x, [](auto, auto) {});
   });
-  std::printf("hyper_connection_site (pre, norm, post), T = %-13lld %9.4f\n", static_cast<long long>(rows),
-              ms);
+  line("hyper_connection_site, T = " + std::to_string(rows), ms);
   hyper_connection_parameters<bf16, D> gradients;
   gradients.fn = a.take(24, n * d), gradients.base = a.take(24), gradients.scale = a.take(3);
   const vector_view<bf16, D> dnorm = a.take(d);
@@ -178,8 +179,7 @@ void bench_site(const exec::cuda& p, std::int64_t rows) {
     hyper_connection_site_backward<m.hyper_connection, bf16, D>(p, work, w, norm, 1e-6, x, kept, dx,
                                                                 gradients, dnorm, [](auto, auto, auto) {});
   });
-  std::printf("hyper_connection_site, forward and backward, T = %-10lld %9.4f\n",
-              static_cast<long long>(rows), both);
+  line("hyper_connection_site, T = " + std::to_string(rows) + ", forward and backward", both);
 }
 
 }  // namespace
@@ -193,8 +193,8 @@ int main() {
   bench_attention(p, c, attention_kind::csa, 1, 65536, "attention CSA, decode at 64K");
   bench_attention(p, c, attention_kind::hca, 1, 65536, "attention HCA, decode at 64K");
   bench_attention(p, c, attention_kind::csa, 1, 1000000, "attention CSA, decode at 1M");
-  bench_attention_training(p, attention_kind::csa, 4096, "attention CSA, T = 4096, training");
-  bench_attention_training(p, attention_kind::hca, 4096, "attention HCA, T = 4096, training");
+  bench_attention_training(p, attention_kind::csa, 4096, "attention CSA, T = 4096");
+  bench_attention_training(p, attention_kind::hca, 4096, "attention HCA, T = 4096");
   bench_moe(p, 4096);
   bench_moe(p, 1);
   bench_moe_training(p, 4096);

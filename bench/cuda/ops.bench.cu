@@ -2,6 +2,8 @@
 /// The ops by themselves, at the shapes of V4-Flash and V4-Pro.
 #include "support/device.cuh"
 
+#include <cstring>
+
 using namespace dsv4;
 using namespace dsv4::bench;
 
@@ -97,24 +99,39 @@ struct experts {
     for (e8m0& v : s) v = e8m0::from_bits(121);
     scales = to_device(p.stream(), s);
     buffer<block_scaled_matrix<const F, D>> t(count);
-    for (std::int64_t e = 0; e < count; ++e)
-      t[e] = {codes.data() + e * rows * F::row_bytes(columns), scales.data() + e * per, rows, columns};
+    for (std::int64_t e = 0; e < count; ++e) t[e] = matrix(e, rows, columns);
     table = to_device(p.stream(), t);
     view.matrices = table.data();
     view.extent[0] = count, view.extent[1] = rows, view.extent[2] = columns;
   }
+  /// One of them, as the host knows it.
+  block_scaled_matrix<const F, D> matrix(std::int64_t e) const {
+    return matrix(e, view.extent[1], view.extent[2]);
+  }
+
+ private:
+  block_scaled_matrix<const F, D> matrix(std::int64_t e, std::int64_t rows, std::int64_t columns) const {
+    return {codes.data() + e * rows * F::row_bytes(columns),
+            scales.data() + e * F::scale_rows(rows) * F::scale_columns(columns), rows, columns};
+  }
 };
 
-device_buffer<std::int64_t> even_offsets(const exec::cuda& p, std::int64_t rows, std::int64_t count) {
+/// Offsets of `rows` rows that are spread over `count` experts, from expert `first` on.
+device_buffer<std::int64_t> even_offsets(const exec::cuda& p, std::int64_t rows, std::int64_t count,
+                                         std::int64_t first = 0) {
   buffer<std::int64_t> b(count + 1);
-  for (std::int64_t e = 0; e <= count; ++e) b[e] = e * rows / count;
+  const std::int64_t used = std::min(rows, count);
+  for (std::int64_t e = 0; e <= count; ++e)
+    b[e] = std::clamp<std::int64_t>(e - first % (count - used + 1), 0, used) * rows / used;
   return to_device(p.stream(), b);
 }
 
 void bench_grouped(const exec::cuda& p, const ceilings& c, std::int64_t rows, std::int64_t inner,
                    std::int64_t columns) {
   const std::int64_t count = 256, used = std::min(count, rows);
-  const auto offsets = even_offsets(p, rows, count);
+  const int calls = rows < 1000 ? 16 : 1;  // few rows: other experts in every call
+  std::vector<device_buffer<std::int64_t>> offsets;
+  for (int i = 0; i < calls; ++i) offsets.push_back(even_offsets(p, rows, count, i * used));
   const auto x = random<bf16>(p, rows * inner);
   device_buffer<bf16> y(rows * columns);
   const std::string shape =
@@ -122,17 +139,24 @@ void bench_grouped(const exec::cuda& p, const ceilings& c, std::int64_t rows, st
   const double operations = 2.0 * double(rows * inner * columns), io = 2.0 * double(rows * (inner + columns));
   {
     const auto w = random<bf16>(p, count * columns * inner);
-    const double ms = milliseconds(p, [&] {
-      grouped_linear<bf16, D>::forward(
-          p, {x.as(rows, inner), offsets.as(count + 1), w.as(count, columns, inner)}, {y.as(rows, columns)});
-    });
+    const double ms = milliseconds(
+        p,
+        [&](int i) {
+          grouped_linear<bf16, D>::forward(
+              p, {x.as(rows, inner), offsets[i].as(count + 1), w.as(count, columns, inner)},
+              {y.as(rows, columns)});
+        },
+        15, calls);
     c.report("grouped_linear bf16 " + shape, ms, operations, io + 2.0 * double(used * inner * columns));
   }
   const experts<mxfp4> w(p, count, columns, inner);
-  const double ms = milliseconds(p, [&] {
-    grouped_linear<bf16, D, mxfp4>::forward(p, {x.as(rows, inner), offsets.as(count + 1), w.view},
-                                            {y.as(rows, columns)});
-  });
+  const double ms = milliseconds(
+      p,
+      [&](int i) {
+        grouped_linear<bf16, D, mxfp4>::forward(p, {x.as(rows, inner), offsets[i].as(count + 1), w.view},
+                                                {y.as(rows, columns)});
+      },
+      15, calls);
   c.report("grouped_linear mxfp4 " + shape, ms, operations, io + 0.53125 * double(used * inner * columns));
 }
 
@@ -176,26 +200,36 @@ void bench_grouped_backward(const exec::cuda& p, const ceilings& c, std::int64_t
 
 void bench_linear(const exec::cuda& p, const ceilings& c, std::int64_t rows, std::int64_t inner,
                   std::int64_t columns) {
-  const auto x = random<bf16>(p, rows * inner), w = random<bf16>(p, columns * inner);
+  const int calls = rows < 100 ? 16 : 1;  // few rows: other weights in every call
+  const auto x = random<bf16>(p, rows * inner), w = random<bf16>(p, calls * columns * inner);
+  const auto weight = [&](int i) { return w.as(calls, columns, inner)[i]; };
   device_buffer<bf16> y(rows * columns);
   const std::string shape =
       std::to_string(rows) + " x " + std::to_string(inner) + " x " + std::to_string(columns);
   const double operations = 2.0 * double(rows * inner * columns), io = 2.0 * double(rows * (inner + columns));
-  double ms = milliseconds(p, [&] {
-    linear<bf16, D>::forward(p, {x.as(rows, inner), w.as(columns, inner)}, {y.as(rows, columns)});
-  });
+  double ms = milliseconds(
+      p,
+      [&](int i) {
+        linear<bf16, D>::forward(p, {x.as(rows, inner), weight(i)}, {y.as(rows, columns)});
+      },
+      15, calls);
   c.report("linear bf16 (cuBLASLt) " + shape, ms, operations, io + 2.0 * double(inner * columns));
-  const detail::gemm_problem<bf16, matrix_view<const bf16, D>, matrix_view<const bf16, D>> own{
-      x.as(rows, inner), w.as(columns, inner), y.as(rows, columns), nullptr, 0, 0, 1};
-  ms = milliseconds(p, [&] { detail::launch_gemm_sm90(p, "linear", own); });
+  ms = milliseconds(
+      p,
+      [&](int i) {
+        const detail::gemm_problem<bf16, matrix_view<const bf16, D>, matrix_view<const bf16, D>> own{
+            x.as(rows, inner), weight(i), y.as(rows, columns), nullptr, 0, 0, 1};
+        if (!detail::launch_gemv(p, "linear", own)) detail::launch_gemm_sm90(p, "linear", own);
+      },
+      15, calls);
   c.report("linear bf16 (own) " + shape, ms, operations, io + 2.0 * double(inner * columns));
-  const auto codes = random<std::uint8_t>(p, columns * inner);
-  const auto scales = random<std::uint8_t>(p, (columns + 127) / 128 * ((inner + 127) / 128));
-  const block_scaled_matrix<const fp8_weight, D> narrow(
-      codes.data(), reinterpret_cast<const e8m0*>(scales.data()), columns, inner);
-  ms = milliseconds(p, [&] {
-    linear<bf16, D, fp8_weight>::forward(p, {x.as(rows, inner), narrow}, {y.as(rows, columns)});
-  });
+  const experts<fp8_weight> narrow(p, calls, columns, inner);
+  ms = milliseconds(
+      p,
+      [&](int i) {
+        linear<bf16, D, fp8_weight>::forward(p, {x.as(rows, inner), narrow.matrix(i)}, {y.as(rows, columns)});
+      },
+      15, calls);
   c.report("linear fp8 weight " + shape, ms, operations, io + double(inner * columns));
 }
 
@@ -408,34 +442,51 @@ void bench_small(const exec::cuda& p, const ceilings& c, std::int64_t rows) {
 
 }  // namespace
 
-int main() {
+/// All, or the ops whose name has the argument in it.
+int main(int argc, char** argv) {
   const exec::cuda p;
   const ceilings c = ceilings::measure(p);
-  bench_sparse_attention(p, c, 4096, 64, 0, 4, 512, "Flash CSA, T = 4096");
-  bench_sparse_attention(p, c, 4096, 64, 60000, 4, 512, "Flash CSA, T = 4096 at 60K");
-  bench_sparse_attention(p, c, 4096, 64, 0, 128, 0, "Flash HCA, T = 4096");
-  bench_sparse_attention(p, c, 4096, 64, 0, 0, 0, "Flash SWA, T = 4096");
-  bench_sparse_attention(p, c, 4096, 128, 60000, 4, 1024, "Pro CSA, T = 4096 at 60K");
-  bench_sparse_attention(p, c, 1, 64, 60000, 4, 512, "Flash CSA decode at 60K");
-  bench_sparse_attention(p, c, 1, 64, 1000000, 128, 0, "Flash HCA decode at 1M");
-  bench_sparse_attention_backward(p, c, 4096, 64, 4, 512, "Flash CSA, T = 4096");
-  bench_sparse_attention_backward(p, c, 4096, 64, 128, 0, "Flash HCA, T = 4096");
-  bench_sparse_attention_backward(p, c, 4096, 128, 4, 1024, "Pro CSA, T = 4096");
-  bench_index_topk(p, c, 4096, 0, 512, "T = 4096, k 512");
-  bench_index_topk(p, c, 2048, 14336, 512, "2048 at 14K, k 512");
-  bench_index_topk(p, c, 1, 1000000, 512, "decode at 1M, k 512");
-  bench_grouped(p, c, 24576, 4096, 2048);
-  bench_grouped(p, c, 24576, 2048, 4096);
-  bench_grouped(p, c, 6, 4096, 2048);
-  bench_grouped(p, c, 6, 2048, 4096);
-  bench_grouped(p, c, 48, 4096, 2048);
-  bench_grouped_backward(p, c, 24576, 4096, 2048);
-  bench_grouped_backward(p, c, 24576, 2048, 4096);
-  bench_grouped_backward(p, c, 196608, 4096, 2048);
-  bench_linear(p, c, 4096, 1024, 32768);
-  bench_linear(p, c, 4096, 4096, 1024);
-  bench_linear(p, c, 4096, 8192, 4096);
-  bench_linear(p, c, 1, 4096, 4096);
-  bench_hyper_connection(p, c, 4096, 4096);
-  bench_small(p, c, 4096);
+  const auto wanted = [&](const char* op) { return argc < 2 || std::strstr(op, argv[1]); };
+  if (wanted("sparse_attention")) {
+    bench_sparse_attention(p, c, 4096, 64, 0, 4, 512, "Flash CSA, T = 4096");
+    bench_sparse_attention(p, c, 4096, 64, 60000, 4, 512, "Flash CSA, T = 4096 at 60K");
+    bench_sparse_attention(p, c, 4096, 64, 0, 128, 0, "Flash HCA, T = 4096");
+    bench_sparse_attention(p, c, 4096, 64, 0, 0, 0, "Flash SWA, T = 4096");
+    bench_sparse_attention(p, c, 4096, 128, 60000, 4, 1024, "Pro CSA, T = 4096 at 60K");
+    bench_sparse_attention(p, c, 1, 64, 60000, 4, 512, "Flash CSA decode at 60K");
+    bench_sparse_attention(p, c, 1, 64, 1000000, 128, 0, "Flash HCA decode at 1M");
+    bench_sparse_attention_backward(p, c, 4096, 64, 4, 512, "Flash CSA, T = 4096");
+    bench_sparse_attention_backward(p, c, 4096, 64, 128, 0, "Flash HCA, T = 4096");
+    bench_sparse_attention_backward(p, c, 4096, 128, 4, 1024, "Pro CSA, T = 4096");
+  }
+  if (wanted("index_topk")) {
+    bench_index_topk(p, c, 4096, 0, 512, "T = 4096, k 512");
+    bench_index_topk(p, c, 2048, 14336, 512, "2048 at 14K, k 512");
+    bench_index_topk(p, c, 1, 1000000, 512, "decode at 1M, k 512");
+  }
+  if (wanted("grouped_linear")) {
+    bench_grouped(p, c, 24576, 4096, 2048);
+    bench_grouped(p, c, 24576, 2048, 4096);
+    bench_grouped(p, c, 6, 4096, 2048);
+    bench_grouped(p, c, 6, 2048, 4096);
+    bench_grouped(p, c, 48, 4096, 2048);
+    bench_grouped(p, c, 384, 4096, 2048);
+    bench_grouped_backward(p, c, 24576, 4096, 2048);
+    bench_grouped_backward(p, c, 24576, 2048, 4096);
+    bench_grouped_backward(p, c, 196608, 4096, 2048);
+  }
+  if (wanted("linear")) {
+    bench_linear(p, c, 4096, 1024, 32768);
+    bench_linear(p, c, 4096, 4096, 1024);
+    bench_linear(p, c, 4096, 8192, 4096);
+    bench_linear(p, c, 1, 4096, 4096);
+    bench_linear(p, c, 1, 1024, 32768);
+    bench_linear(p, c, 8, 4096, 4096);
+  }
+  if (wanted("hyper_connection")) {
+    bench_hyper_connection(p, c, 4096, 4096);
+  }
+  if (wanted("small")) {
+    bench_small(p, c, 4096);
+  }
 }

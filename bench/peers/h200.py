@@ -135,16 +135,15 @@ COMPARED = [
     ("attention HCA, T = 4096", ["attention HCA, T = 4096"]),
     ("attention HCA, T = 4096, forward and backward", ["attention HCA, T = 4096, forward and backward"]),
     ("attention SWA, T = 4096", ["attention SWA, T = 4096"]),
-    ("residual site, T = 4096", ["residual site, T = 4096"]),
-    ("residual site, T = 4096, forward and backward", ["residual site, T = 4096, forward and backward"]),
+    ("hyper_connection_site, T = 4096", ["residual site, T = 4096"]),
+    ("hyper_connection_site, T = 4096, forward and backward", ["residual site, T = 4096, forward and backward"]),
     ("moe bf16, T = 4096", ["moe, T = 4096"]),
     ("moe bf16, T = 1", ["moe, T = 1"]),
-    ("moe mxfp4, T = 1", ["moe, T = 1"]),
     ("index_topk 2048 at 14K, k 512", ["indexer scores, 2048 x 64 x 128 x 4096", "indexer scores, compiled"]),
-    ("newton_schulz 2048 x 4096", ["Newton-Schulz 2048 x 4096"]),
-    ("newton_schulz 1024 x 32768", ["Newton-Schulz 1024 x 32768"]),
-    ("newton_schulz 4096 x 4096", ["Newton-Schulz 4096 x 4096"]),
-    ("newton_schulz 256 x (2048 x 4096)", ["Newton-Schulz 256 x 2048 x 4096"]),
+    ("newton_schulz 1 x 2048 x 4096, bf16", ["Newton-Schulz 2048 x 4096"]),
+    ("newton_schulz 1 x 1024 x 32768, bf16", ["Newton-Schulz 1024 x 32768"]),
+    ("newton_schulz 1 x 4096 x 4096, bf16", ["Newton-Schulz 4096 x 4096"]),
+    ("newton_schulz 256 x 2048 x 4096, bf16", ["Newton-Schulz 256 x 2048 x 4096"]),
 ]
 
 

@@ -74,6 +74,12 @@ double milliseconds(const exec::cuda& p, const Run& run_one, int repeats = 15, i
   return times[times.size() / 2] / calls;
 }
 
+/// One line: what, and its time.
+inline void line(const std::string& what, double ms) {
+  std::printf("%-58s %9.4f\n", what.c_str(), ms);
+  std::fflush(stdout);
+}
+
 /// What this GPU can do at best: bytes copied (read and written) and bf16 products, per second.
 struct ceilings {
   double bytes, flops;
