@@ -23,10 +23,12 @@ if(DSV4_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES OFF)
   enable_language(CUDA)
   set(DSV4_CUDA_ARCHITECTURES 80 90a CACHE STRING "What own programs for the GPU are compiled for")
+  add_library(dsv4_own_cuda_flags INTERFACE)
+  target_link_libraries(dsv4_own_cuda_flags INTERFACE dsv4::cuda dsv4::io)
+  target_compile_options(dsv4_own_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>"
+                                                       "$<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings>")
   add_library(dsv4_own_cuda INTERFACE)
-  target_link_libraries(dsv4_own_cuda INTERFACE dsv4::cuda dsv4::io)
-  target_compile_options(dsv4_own_cuda INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>"
-                                                 "$<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings>")
+  target_link_libraries(dsv4_own_cuda INTERFACE dsv4_own_cuda_flags)
   foreach(architecture IN LISTS DSV4_CUDA_ARCHITECTURES)
     target_compile_options(dsv4_own_cuda INTERFACE
       "$<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_${architecture},code=sm_${architecture}>")
