@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
   runner::options options;
   std::string config = "v4_nano", prompt_file;
   bool dump_config = false;
-  CLI::App app{"Runs a DeepSeek-V4 model on the CPU."};
+  CLI::App app{"Runs a DeepSeek-V4 model on the CPU, or on an NVIDIA GPU."};
   app.add_option("model", options.model,
                  "directory with config.json, safetensors and, unless its tokens are bytes, "
                  "tokenizer.json; without it, a small embedded model is run");
@@ -51,6 +51,13 @@ int main(int argc, char** argv) {
       "--numerics", options.numerics,
       "how weights are stored: float32, bf16, mxfp4_experts_only, v4_released, v4_released_base; of a "
       "directory, as it has them");
+  app.add_option("--device", options.device, "cpu, or cuda for an NVIDIA GPU")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--scalar", options.scalar,
+                 "with --device cuda: float32, or bf16, which is faster; narrow weights stay as they are")
+      ->check(CLI::IsMember({"float32", "bf16"}));
+  app.add_flag("--no-graphs", options.no_graphs,
+               "with --device cuda: queue every kernel of a token by itself, not as a CUDA graph");
   app.add_option("--expert-memory", options.expert_memory,
                  "memory for routed experts in FP4 or FP8 (such as 8GiB); the others are read when they are "
                  "needed; without it, the system decides what of the mapped files stays in memory")

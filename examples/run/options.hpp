@@ -10,6 +10,9 @@ namespace runner {
 
 struct options {
   std::filesystem::path model;               ///< empty: the embedded model
+  std::string device = "cpu";                ///< or cuda
+  std::string scalar = "float32";            ///< what all but narrow weights is in: or, on the GPU, bf16
+  bool no_graphs = false;                    ///< queue every kernel of a decode step by itself
   std::string numerics;                      ///< empty: a directory's own, or float32
   std::filesystem::path save, save_headers;  ///< write the model, or its headers, there, and stop
   bool plan = false;                         ///< print what would be read, and stop

@@ -5,6 +5,7 @@
 #include "compiled_model.hpp"
 #include "console.hpp"
 #include "embedded_model.hpp"
+#include "engine.hpp"
 #include "options.hpp"
 #include "plan.hpp"
 #include "text_codec.hpp"
@@ -56,7 +57,8 @@ class session {
   explicit session(const options& o)
       : options_(o),
         text_(o.model, C.vocab_size, C.bos_token_id),
-        cpu_(o.threads > 0 ? dsv4::exec::cpu(o.threads) : dsv4::exec::cpu()) {
+        cpu_(o.threads > 0 ? dsv4::exec::cpu(o.threads) : dsv4::exec::cpu()),
+        weights_(std::make_shared<typename model::parameters>()) {
     if (o.model.empty())
       embed();
     else
@@ -66,6 +68,7 @@ class session {
   /// The program's exit status.
   int run() {
     if (!options_.save.empty()) return save();
+    start_engine();
     if (!options_.perplexity.empty()) return perplexity();
     if (options_.dump_layer >= 0 || options_.dump_logits) return dump();
     return generate();
@@ -74,16 +77,16 @@ class session {
  private:
   void embed() {
     if constexpr (C == embedded_config) {
-      load_embedded(cpu_, weights_);
+      load_embedded(cpu_, *weights_);
       std::fprintf(stderr, "embedded model: %s\n", embedded_origin);
       return;
     }
     if constexpr (dsv4::storage_types<float, Q>::plain) {
-      dsv4::initialise_by_name(weights_);
+      dsv4::initialise_by_name(*weights_);
     } else {
       dsv4::parameter_store<C, float> wide;
       dsv4::initialise_by_name(wide);
-      dsv4::quantise_parameters(cpu_, wide, weights_);
+      dsv4::quantise_parameters(cpu_, wide, *weights_);
     }
     std::fprintf(stderr, "embedded model: %.1fM random weights, so the text below is noise\n",
                  double(dsv4::count_parameters(C).with_mtp()) / 1e6);
@@ -93,10 +96,10 @@ class session {
     const auto source = std::make_shared<const dsv4::io::safetensors_checkpoint>(options_.model);
     dsv4::io::load_options how;
     how.check_expert_scales = options_.expert_memory == 0;
-    dsv4::io::load_parameters(source, weights_, how);
+    dsv4::io::load_parameters(source, *weights_, how);
     if (options_.expert_memory == 0) return;
     if constexpr (narrow_experts) {
-      experts_.emplace(weights_.views(), options_.expert_memory);
+      experts_.emplace(weights_->views(), options_.expert_memory);
       if (experts_->always_misses())
         std::fprintf(
             stderr,
@@ -124,16 +127,21 @@ class session {
     std::fflush(stdout);
   }
 
-  /// One call of the model over `tokens`; `observe` as in transformer::forward.
-  template <class Observer = typename model::no_observer>
-  void extend(std::span<const std::int32_t> tokens, dsv4::logit_rows rows, std::vector<float>& logits,
-              const Observer& observe = {}) {
-    const auto count = static_cast<std::int64_t>(tokens.size());
-    const typename model::segment segment{&state_, count};
-    const std::int64_t wanted = model::logit_count(std::span(&segment, 1), rows);
-    logits.resize(static_cast<std::size_t>(wanted * C.vocab_size));
-    model::forward(cpu_, workspace_, weights_.views(), {std::span(&segment, 1), {tokens.data(), count}, rows},
-                   {{logits.data(), wanted, C.vocab_size}, {}}, observe);
+  void start_engine() {
+#ifdef DSV4_WITH_CUDA
+    if constexpr (on_gpu<C>)
+      if (options_.device == "cuda") {
+        engine_ = cuda_engines<C, Q>::make(*weights_, options_);
+        weights_.reset();  // the GPU has its own
+        return;
+      }
+#endif
+    engine_ = std::make_unique<model_engine<model, dsv4::exec::cpu>>(cpu_, weights_);
+  }
+
+  /// One call of the model over `tokens`.
+  void extend(std::span<const std::int32_t> tokens, dsv4::logit_rows rows, int layer = -1) {
+    engine_->extend({tokens, rows, layer}, reply_);
   }
 
   /// Calls body(chunk) for the tokens in chunks, with a progress line; false when interrupted.
@@ -153,11 +161,9 @@ class session {
     const auto tokens = text_.encode(options_.prompt);
     if (tokens.empty())
       throw dsv4::contract_error("dsv4-run", "--prompt", "a text, for add_bos_token is false", "none");
-    std::vector<float> logits;
     const stopwatch prefill;
     const bool whole = in_chunks(tokens, "prefill", [&](auto chunk, std::size_t at) {
-      extend(chunk, at + chunk.size() == tokens.size() ? dsv4::logit_rows::last : dsv4::logit_rows::none,
-             logits);
+      extend(chunk, at + chunk.size() == tokens.size() ? dsv4::logit_rows::last : dsv4::logit_rows::none);
     });
     if (!whole) return exit_interrupted;
     const double prefill_seconds = prefill.seconds();
@@ -168,29 +174,30 @@ class session {
     const stopwatch decode;
     std::int64_t made = 0;
     for (; made < options_.max_tokens && !interrupted(); ++made) {
-      const std::int32_t next = sample(std::span<const float>(logits));
+      const std::int32_t next = sample(std::span<const float>(reply_.logits));
       if (next == C.eos_token_id && !options_.ignore_eos) break;
       print(text.push(next));
-      if (made + 1 < options_.max_tokens) extend(std::span(&next, 1), dsv4::logit_rows::last, logits);
+      if (made + 1 < options_.max_tokens) extend(std::span(&next, 1), dsv4::logit_rows::last);
     }
     const double decode_seconds = decode.seconds();
     print(text.finish() + '\n');
-    std::fprintf(
-        stderr,
-        "prefill %zu tokens, %.1f tokens/s; decode %lld tokens, %.1f tokens/s; cache %s; peak memory %s\n",
-        tokens.size(), double(tokens.size()) / prefill_seconds, static_cast<long long>(made),
-        double(made) / decode_seconds, bytes_text(state_.bytes()).c_str(), bytes_text(peak_memory()).c_str());
+    std::string memory = "peak memory " + bytes_text(peak_memory());
+    if (engine_->device_bytes()) memory += ", on the GPU " + bytes_text(engine_->device_bytes());
+    std::fprintf(stderr,
+                 "prefill %zu tokens, %.1f tokens/s; decode %lld tokens, %.1f tokens/s; cache %s; %s\n",
+                 tokens.size(), double(tokens.size()) / prefill_seconds, static_cast<long long>(made),
+                 double(made) / decode_seconds, bytes_text(engine_->cache_bytes()).c_str(), memory.c_str());
     return interrupted() ? exit_interrupted : 0;
   }
 
   int perplexity() {
     const auto tokens = text_.encode(read_file(options_.perplexity));
     const std::span all(tokens);
-    std::vector<float> logits;
+    const std::vector<float>& logits = reply_.logits;
     double sum = 0;
     std::int64_t predicted = 0;
     const bool whole = in_chunks(all, "perplexity", [&](auto chunk, std::size_t at) {
-      extend(chunk, dsv4::logit_rows::all, logits);
+      extend(chunk, dsv4::logit_rows::all);
       for (std::size_t i = 0; i < chunk.size() && at + i + 1 < all.size(); ++i, ++predicted) {
         const std::span row(logits.data() + i * C.vocab_size, std::size_t{C.vocab_size});
         const double top = *std::max_element(row.begin(), row.end());
@@ -208,7 +215,7 @@ class session {
 
   /// The model as a directory that this program loads.
   int save() {
-    dsv4::io::save_checkpoint(options_.save, weights_);
+    dsv4::io::save_checkpoint(options_.save, *weights_);
     write_config<C>(options_.save);
     for (const char* name : {tokenizer_name, tokenizer_settings_name}) {
       const auto from = options_.model / name, to = options_.save / name;
@@ -227,13 +234,12 @@ class session {
     const auto tokens = text_.encode(options_.prompt);
     const auto length = static_cast<std::int64_t>(tokens.size());
     constexpr std::int64_t n = C.hyper_connection.hc_mult, width = C.hidden_size;
-    std::vector<float> logits, all_logits, streams;
+    std::vector<float> logits, streams;
     const bool whole = in_chunks(tokens, "prefill", [&](auto chunk, std::size_t) {
-      extend(chunk, options_.dump_logits ? dsv4::logit_rows::all : dsv4::logit_rows::none, logits,
-             [&](int layer, dsv4::tensor_view<const float> x) {
-               if (layer == options_.dump_layer) streams.insert(streams.end(), x.data, x.data + x.size());
-             });
-      all_logits.insert(all_logits.end(), logits.begin(), logits.end());
+      extend(chunk, options_.dump_logits ? dsv4::logit_rows::all : dsv4::logit_rows::none,
+             options_.dump_layer);
+      streams.insert(streams.end(), reply_.streams.begin(), reply_.streams.end());
+      logits.insert(logits.end(), reply_.logits.begin(), reply_.logits.end());
     });
     if (!whole) return exit_interrupted;
     dsv4::io::safetensors_writer writer;
@@ -242,8 +248,7 @@ class session {
       writer.add("hidden." + std::to_string(options_.dump_layer), dsv4::io::dtype::f32, {length, n, width},
                  std::as_bytes(std::span(streams)));
     if (options_.dump_logits)
-      writer.add("logits", dsv4::io::dtype::f32, {length, C.vocab_size},
-                 std::as_bytes(std::span(all_logits)));
+      writer.add("logits", dsv4::io::dtype::f32, {length, C.vocab_size}, std::as_bytes(std::span(logits)));
     writer.write(options_.dump_file);
     std::fprintf(stderr, "wrote %s\n", options_.dump_file.c_str());
     return 0;
@@ -252,10 +257,10 @@ class session {
   const options& options_;
   text_codec text_;
   dsv4::exec::cpu cpu_;
-  typename model::parameters weights_;
+  std::shared_ptr<typename model::parameters> weights_;
   std::optional<expert_cache> experts_;
-  typename model::state state_;
-  dsv4::workspace workspace_;
+  std::unique_ptr<engine> engine_;
+  reply reply_;
 };
 
 /// The numerics that the options name, a directory's own, or float32.
@@ -265,6 +270,28 @@ inline std::string chosen_numerics(const options& o) {
   const dsv4::io::safetensors_checkpoint headers(o.model, dsv4::io::file_access::map,
                                                  dsv4::io::file_contents::headers_only);
   return std::string(dsv4::io::detect_numerics(headers));
+}
+
+/// Throws, before anything is read, where the device cannot do what is asked for or is not there.
+template <dsv4::model_config C>
+void check_device(const options& o) {
+  if (o.device == "cpu") {
+    if (o.scalar != "float32")
+      throw dsv4::contract_error("dsv4-run", "--scalar", "float32 without --device cuda", o.scalar);
+    return;
+  }
+#ifdef DSV4_WITH_CUDA
+  if (!on_gpu<C>)
+    throw dsv4::contract_error("dsv4-run", "--device", "cpu for so large a configuration", o.device);
+  if (o.expert_memory != 0)
+    throw dsv4::contract_error("dsv4-run", "--expert-memory",
+                               "nothing with --device cuda, which holds all experts",
+                               bytes_text(o.expert_memory));
+  expect_gpu();
+#else
+  throw dsv4::error(
+      "--device cuda: this dsv4-run was built without CUDA; docs/programs.md says how to build one with it");
+#endif
 }
 
 /// Compiles a configuration for all numerics, or for the released ones alone where weights in anything wider
@@ -281,6 +308,7 @@ int run_configuration(const options& given) {
       write_config<C>(o.save_headers);
       return 0;
     }
+    check_device<C>(o);
     if constexpr (!released_only || Q == dsv4::numerics::v4_released ||
                   Q == dsv4::numerics::v4_released_base) {
       if (released_only && o.model.empty())

@@ -136,6 +136,12 @@ sed -i 's/"deepseek_v41"/"deepseek_v4"/' "$work/a model/config.json"
 truncate -s -1 "$work/a model/model.safetensors"
 expect_error "model.safetensors" "$work/a model"
 expect_error "--config" --config nonsense
+expect_error "float32 without --device cuda" --scalar bf16
+expect_error "--device" --device gpu
+# Built with CUDA or without: what is missing is said, before anything is read.
+if CUDA_VISIBLE_DEVICES='' "$run" --device cuda > "$work/out" 2> "$work/err"; then fail "--device cuda without a GPU"; fi
+grep -qE "built without CUDA|expected (a GPU|an NVIDIA driver|a driver for CUDA)" "$work/err" || { cat "$work/err"; fail "no GPU: what?"; }
+[ "$(wc -l < "$work/err")" -eq 1 ] || { cat "$work/err"; fail "no GPU: not one line"; }
 expect_error "temperature" --temperature nan
 expect_error "--dump-layer" -p x --dump-layer 9 --dump-file "$work/none"
 [ ! -e "$work/none" ] || fail "a failed dump left a file"
