@@ -1,194 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // dsv4-train: trains a small DeepSeek-V4 from nothing on a text, with Muon, and saves it for dsv4-run.
-#include "run/console.hpp"
-#include <dsv4/config/presets.hpp>
+#include "train/run.hpp"
 #include <dsv4/cpu.hpp>
-#include <dsv4/io/checkpoint_writer.hpp>
-#include <dsv4/io/config_json.hpp>
-#include <dsv4/io/training_folder.hpp>
-#include <dsv4/io/training_state.hpp>
 #include <dsv4/train/cpu.hpp>
-#include <dsv4/train/initialise.hpp>
-#include <dsv4/train/trainer.hpp>
 
 #include <CLI/CLI.hpp>
 
-#include <cmath>
-#include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
-#include <limits>
-#include <string>
-
-namespace {
-
-struct options {
-  std::filesystem::path data, out = "trained", log;
-  std::string config = "v4_nano", optimizer = "muon", residual = "mhc", numerics = "float32";
-  std::int64_t steps = 1000, rows = 8, microbatch = 8, row_tokens = 512, save_every = 100,
-               evaluate_every = 50, held_out_rows = 16, dense_steps = 0;
-  double minutes = 0, rate = 0, decay = 0.3;
-  std::uint64_t seed = 0;
-  int threads = 0;
-  std::string separator;
-  bool resume = false, rules = false;
-};
-
-/// One stream whose gates are frozen at 1: the residual connection of other transformers.
-template <dsv4::model_config C>
-constexpr dsv4::model_config plain_residual() {
-  dsv4::model_config c = C;
-  c.hyper_connection.hc_mult = 1;
-  return c;
-}
-
-/// Loss, speed and time left on one line of the terminal; every `every` steps a line that stays.
-class progress {
- public:
-  explicit progress(const options& o) : every_(o.evaluate_every) {
-    if (!o.log.empty()) {
-      log_.open(o.log, o.resume ? std::ios::app : std::ios::trunc);
-      if (!o.resume)
-        log_ << "step,targets,seconds,loss,mtp_loss,indexer_loss,learning_rate,gradient_norm,held_out\n";
-    }
-  }
-
-  void show(const dsv4::training_report& r, std::int64_t steps, double held_out) {
-    smooth_ = started_ ? 0.9 * smooth_ + 0.1 * r.loss : r.loss;
-    started_ = true;
-    targets_ += r.targets;
-    const double seconds = watch_.seconds(),
-                 done = double(r.step + 1 - first_step(r)) / double(steps - first_);
-    if (log_.is_open()) {
-      char line[256];
-      std::snprintf(line, sizeof line, "%lld,%lld,%.3f,%.5f,%.5f,%.5f,%.3g,%.4g,",
-                    static_cast<long long>(r.step), static_cast<long long>(targets_), seconds, r.loss,
-                    r.mtp_loss, r.indexer_loss, r.learning_rate, r.gradient_norm);
-      log_ << line;
-      if (!std::isnan(held_out)) log_ << held_out;
-      log_ << std::endl;
-    }
-    std::string bar(24, '.');
-    bar.replace(0, static_cast<std::size_t>(done * 24), static_cast<std::size_t>(done * 24), '#');
-    char text[256];
-    std::snprintf(text, sizeof text, "[%s] step %lld/%lld  loss %.3f  %.0f tokens/s  ETA %.0f s", bar.c_str(),
-                  static_cast<long long>(r.step + 1), static_cast<long long>(steps), smooth_,
-                  double(targets_) / seconds, seconds / done - seconds);
-    const bool keep = !std::isnan(held_out);
-    if (terminal_) std::fprintf(stderr, "\r\033[K%s", text);
-    if (keep) std::fprintf(stderr, "%s  held out %.3f\n", terminal_ ? "" : text, held_out);
-    std::fflush(stderr);
-  }
-
- private:
-  std::int64_t first_step(const dsv4::training_report& r) {
-    if (first_ < 0) first_ = r.step;
-    return first_;
-  }
-
-  std::int64_t every_, first_ = -1, targets_ = 0;
-  double smooth_ = 0;
-  bool started_ = false, terminal_ = isatty(STDERR_FILENO) != 0;
-  std::ofstream log_;
-  runner::stopwatch watch_;
-};
-
-dsv4::learning_rate_schedule schedule_of(const options& o, std::int64_t steps) {
-  // Muon's updates are as large as AdamW's, so the rate is one and the same.
-  const double peak = o.rate > 0 ? o.rate : o.optimizer == "adamw" ? 1e-2 : 2e-2;
-  return {peak, peak / 10, steps, std::min<std::int64_t>(20, steps / 10),
-          steps - static_cast<std::int64_t>(o.decay * double(steps))};
-}
-
-template <dsv4::model_config C, dsv4::numerics_config Q>
-int train(const options& o) {
-  using namespace dsv4;
-  const exec::cpu cpu = o.threads > 0 ? exec::cpu(o.threads) : exec::cpu();
-  const io::mapped_file text(o.data);
-  byte_dataset_options data_options;
-  data_options.row_tokens = o.row_tokens;
-  data_options.separator = o.separator;
-  data_options.packing = o.separator.empty() ? row_packing::windows : row_packing::best_fit;
-  data_options.seed = o.seed;
-  const byte_dataset data(text.bytes(), data_options);
-
-  trainer_options how;
-  how.schedule = schedule_of(o, o.minutes > 0 ? 1'000'000 : o.steps);
-  how.rows_per_step = o.rows;
-  how.rows_per_microbatch = o.microbatch;
-  how.dense_steps = o.dense_steps;
-  how.freeze_hyper_connections = o.residual == "plain";
-  if (o.optimizer == "adamw") how.optimizer.muon_for_matrices = false;
-  trainer<C, float, Q> run(how);
-  initialisation start{.seed = o.seed};
-  if (how.freeze_hyper_connections) start.gating = 0;
-  initialise_for_training(run.weights(), start);
-
-  io::training_state state;
-  run.remember(state);
-  state.require("configuration", detail::fnv1a64(io::config_to_json<C>()));
-  state.require("data", data.fingerprint());
-  state.require("optimizer", o.optimizer);
-  const io::training_folder folder(o.out / "training");
-  if (o.resume) {
-    if (const auto step = folder.load_newest(state))
-      std::fprintf(stderr, "resumed after step %lld\n", static_cast<long long>(*step));
-  }
-  std::fprintf(stderr, "%.2fM parameters, %lld training rows of at most %lld tokens, %s\n",
-               double(count_parameters(C).with_mtp()) / 1e6,
-               static_cast<long long>(data.rows(data_split::training)), static_cast<long long>(o.row_tokens),
-               o.optimizer == "muon" ? "Muon and AdamW" : "AdamW");
-
-  workspace w;
-  progress line(o);
-  std::int64_t steps = o.minutes > 0 ? 0 : o.steps;
-  runner::stopwatch clock;
-  constexpr std::int64_t trial = 6;  // steps that tell how long a step takes
-  while ((steps == 0 || run.steps() < steps) && !runner::interrupted()) {
-    const auto report = run.step(cpu, w, data);
-    if (report.skipped)
-      std::fprintf(stderr, "\nstep %lld: gradients are not finite; skipped\n",
-                   static_cast<long long>(report.step));
-    if (steps == 0 && run.steps() >= trial) {
-      steps = std::max<std::int64_t>(
-          trial + 1, static_cast<std::int64_t>(o.minutes * 60 / clock.seconds() * double(run.steps())));
-      run.set_schedule(schedule_of(o, steps));
-    }
-    const bool last = run.steps() == steps || runner::interrupted();
-    const bool evaluate = steps > 0 && (run.steps() % o.evaluate_every == 0 || last);
-    const double held_out = evaluate ? run.evaluate(cpu, w, data, data_split::held_out, o.held_out_rows)
-                                     : std::numeric_limits<double>::quiet_NaN();
-    if (steps > 0) line.show(report, steps, held_out);
-    if (run.steps() % o.save_every == 0 || last) folder.save(state, run.steps());
-  }
-  const auto file = o.out / io::checkpoint_single_name;
-  if constexpr (storage_types<float, Q>::plain) {
-    io::save_parameters(file, run.weights());
-  } else {  // what was trained is what the products read
-    parameter_store<C, float, Q> rounded;
-    quantise_parameters(cpu, run.weights(), rounded);
-    io::save_parameters(file, rounded);
-  }
-  std::ofstream config(o.out / "config.json");
-  config << io::config_to_json<C>() << '\n';
-  if (!config.flush()) throw io_error((o.out / "config.json").string(), "write", "failed");
-  std::fprintf(stderr, "saved %s; continue a text with: dsv4-run %s --prompt TEXT\n", o.out.c_str(),
-               o.out.c_str());
-  return runner::interrupted() ? 130 : 0;
-}
-
-template <dsv4::model_config C>
-int train_residual(const options& o) {
-  if (o.rules) return std::cout << dsv4::parameter_rule_text<C>(), 0;
-  if (o.residual == "plain") return train<plain_residual<C>(), dsv4::numerics::float32>(o);
-  if (o.numerics == "v4_released") return train<C, dsv4::numerics::v4_released>(o);
-  return train<C, dsv4::numerics::float32>(o);
-}
-
-}  // namespace
 
 int main(int argc, char** argv) {
+  using training_program::options;
   options o;
   CLI::App app{"Trains a small DeepSeek-V4 on a text, from nothing. Tokens are bytes."};
   app.add_option("data", o.data, "the text")->check(CLI::ExistingFile);
@@ -214,6 +35,7 @@ int main(int argc, char** argv) {
   app.add_option("--numerics", o.numerics,
                  "float32, or v4_released: every product reads weights rounded to FP8 and FP4")
       ->check(CLI::IsMember({"float32", "v4_released"}));
+  app.add_option("--device", o.device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--seed", o.seed, "of the weights and of the order of rows");
   app.add_option("--threads", o.threads, "0: all of the machine's")->check(CLI::NonNegativeNumber);
   app.add_option("--evaluate-every", o.evaluate_every, "updates between losses on text that was held out")
@@ -226,8 +48,22 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     if (o.data.empty() && !o.rules) throw dsv4::contract_error("dsv4-train", "data", "a text file", "none");
+    if (o.rules) {
+      std::cout << (o.config == "v4_bench" ? dsv4::parameter_rule_text<dsv4::v4_bench>()
+                                           : dsv4::parameter_rule_text<dsv4::v4_nano>());
+      return 0;
+    }
     runner::catch_interrupts();
-    return o.config == "v4_bench" ? train_residual<dsv4::v4_bench>(o) : train_residual<dsv4::v4_nano>(o);
+    if (o.device == "cuda") {
+#ifdef DSV4_WITH_CUDA
+      return training_program::train_on_gpu(o);
+#else
+      throw dsv4::contract_error("dsv4-train", "--device cuda", "a program built with DSV4_CUDA=ON",
+                                 "one that was built without it");
+#endif
+    }
+    using dsv4::exec::cpu;
+    return training_program::train_configuration(o.threads > 0 ? cpu(o.threads) : cpu(), o);
   } catch (const std::exception& failure) {
     std::cerr << "dsv4-train: " << failure.what() << '\n';
     return 1;

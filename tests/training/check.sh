@@ -51,6 +51,9 @@ expect_error() {
 expect_error "does not exist" "$work/nowhere"
 expect_error "required.data" "$work/log.csv" --out "$work/whole" --resume "${how[@]}"
 expect_error "required.optimizer" "$work/text" --out "$work/whole" --resume --optimizer adamw "${how[@]}"
+if CUDA_VISIBLE_DEVICES='' "$train" "$work/text" --out "$work/gpu" --device cuda 2> "$work/err"; then fail "--device cuda without a GPU"; fi
+grep -qE "expected (a program built with DSV4_CUDA=ON|a GPU|an NVIDIA driver|a driver for CUDA)" "$work/err" ||
+  { cat "$work/err"; fail "--device cuda without a GPU: not a word why"; }
 "$train" --rules > "$work/rules"  # not a pipe: grep -q would close it early
 grep -q "layers.\*.ffn.experts.\*.w1.weight .* Muon, 8 matrices of 64 rows" "$work/rules" || fail "no table of rules"
 echo "dsv4-train: all as expected"
