@@ -75,7 +75,8 @@ def draw(file, title, curves, low=None, high=None):
     for name, colour, _, points in sorted((c for c in curves if c[0]), key=lambda c: c[3][-1][1]):
         x, y = place(*points[-1])
         below = min(y + 4, below - 17)
-        out.append(text(x + 8, below, "start", name, f' fill="{colour}"'))
+        out += [f'<rect x="{x + 5:.6g}" y="{below - 12:.6g}" width="{7.5 * len(name):.6g}" height="16" fill="#ffffff" opacity="0.8"/>',
+                text(x + 8, below, "start", name, f' fill="{colour}"')]
     pathlib.Path(file).write_text("\n".join(out) + "\n</svg>\n")
 
 
