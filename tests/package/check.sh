@@ -23,14 +23,15 @@ build fetch_content -DDSV4_FETCH="$source"
 
 # The projects that the documentation shows: programs have their project's name.
 python3 "$source/tests/docs/extract.py" "$source" "$work/documented"
-nvcc=$(command -v nvcc || true)
 for project in "$work/documented/projects"/*/; do
   name=$(basename "$project")
   # One is for the GPU: compiled where there is nvcc, run where there is a GPU as well.
-  if grep -q 'COMPONENTS cuda' "$project/CMakeLists.txt" && [ -z "$nvcc" ]; then continue; fi
+  for_gpu=false
+  if grep -q 'COMPONENTS cuda' "$project/CMakeLists.txt"; then for_gpu=true; fi
+  if $for_gpu && ! command -v nvcc > /dev/null; then continue; fi
   cmake -S "$project" -B "$work/documented/$name" -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH="$prefix" > "$work/$name.log"
   cmake --build "$work/documented/$name" >> "$work/$name.log" || { cat "$work/$name.log"; exit 1; }
-  if grep -q 'COMPONENTS cuda' "$project/CMakeLists.txt" && ! nvidia-smi > /dev/null 2>&1; then
+  if $for_gpu && ! nvidia-smi > /dev/null 2>&1; then
     if "$work/documented/$name/$name" 2> "$work/$name.err"; then echo "a program for the GPU ran without one"; exit 1; fi
     echo "documented project $name: compiled"
     continue
