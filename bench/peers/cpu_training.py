@@ -11,6 +11,7 @@ Peak memory is that of a process of its own for each.
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -103,32 +104,32 @@ def our_blocks(folder):
     return times
 
 
-def peers():
-    """The peer with every implementation of its experts that works here, warm."""
-    found = {}
+def fastest_experts():
+    """The implementation of the peer's experts that is fastest here. Each is tried in a process of its own, since one may need
+    more memory than there is."""
+    seconds = {}
     for experts in ("eager", "grouped_mm", "batched_mm"):
         try:
-            peer = Peer(experts)
-            peer.step()
-            found[experts] = peer
-        except Exception as failure:  # noqa: BLE001: an implementation that this machine lacks is no peer
-            print(f"peer with {experts} experts does not run here: {type(failure).__name__}")
-    return found
+            text, _ = run([sys.executable, __file__, "--step", experts])
+            seconds[experts] = float(text.split()[-1])
+        except (RuntimeError, ValueError, IndexError):
+            print(f"peer with {experts} experts does not run here")
+    return min(seconds, key=seconds.get)
 
 
 def main():
     torch.set_num_threads(THREADS)
-    if sys.argv[1:2] == ["--memory"]:  # a process of its own
+    if sys.argv[1:2] == ["--step"]:  # a process of its own
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        resource.setrlimit(resource.RLIMIT_DATA, (memory * 3 // 4,) * 2)
         peer = Peer(sys.argv[2])
-        for _ in range(3):
-            peer.step()
+        print(min(peer.step() for _ in range(4)))
         return
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "build") / "bin"
     print(f"transformers {transformers.__version__}, torch {torch.__version__}, {THREADS} threads")
-    candidates = peers()
-    best = min(candidates, key=lambda name: min(candidates[name].step() for _ in range(3)))
-    peer = candidates.pop(best)
-    candidates.clear()
+    best = fastest_experts()
+    peer = Peer(best)
+    peer.step()
     calls, ratios, ours = peer.calls(), {}, {}
     for _ in range(ROUNDS):
         theirs = statistics.median(peer.step() for _ in range(3))
@@ -141,7 +142,7 @@ def main():
             ratios.setdefault(name, []).append(theirs / mine[name])
     for name, values in ratios.items():
         print(f"{name:24} peer/dsv4 = {statistics.median(values):5.2f}   ({min(values):.2f} to {max(values):.2f})")
-    _, memory = run([sys.executable, __file__, "--memory", best])
+    _, memory = run([sys.executable, __file__, "--step", best])
     print(f"peer with {best} experts; peak memory of a process: peer {memory / 1e6:.0f} MB, dsv4 {ours[False] / 1e6:.0f} MB with AdamW, "
           f"{ours[True] / 1e6:.0f} MB with Muon; load average {os.getloadavg()[0]:.1f}")
 
