@@ -1,13 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
-// The policy itself: memory, streams, errors, graphs.
+// The policy itself: memory, streams, errors, graphs, ranges.
 #include "support/device.cuh"
 #include <dsv4/ops/cuda/linear.cuh>
 #include <dsv4/ops/cuda/rms_norm.cuh>
 
 #include <string>
+#include <vector>
 
 using namespace dsv4;
 using namespace dsv4::testing;
+
+namespace {
+// What a profiler sees of NVTX ranges.
+std::vector<std::string> events;
+int NVTX_API range_opened(const char* name) {
+  events.push_back(name);
+  return 0;
+}
+int NVTX_API range_closed() {
+  events.push_back("end");
+  return 0;
+}
+int NVTX_API attach(NvtxGetExportTableFunc_t get) {
+  const auto* const callbacks = static_cast<const NvtxExportTableCallbacks*>(get(NVTX_ETID_CALLBACKS));
+  NvtxFunctionTable table = nullptr;
+  unsigned size = 0;
+  if (!callbacks->GetModuleFunctionTable(NVTX_CB_MODULE_CORE, &table, &size)) return 0;
+  *table[NVTX_CBID_CORE_RangePushA] = reinterpret_cast<NvtxFunctionPointer>(range_opened);
+  *table[NVTX_CBID_CORE_RangePop] = reinterpret_cast<NvtxFunctionPointer>(range_closed);
+  return 1;
+}
+// NVTX asks for it at its first range.
+const bool attached = (InitializeInjectionNvtx2_fnptr = attach) != nullptr;
+}  // namespace
 
 TEST_CASE("a buffer is zeroed, also for streams that do not wait for the default one") {
   const exec::cuda own;
@@ -47,10 +72,26 @@ TEST_CASE("errors name the op, the reason and the place") {
   } catch (const cuda_error& e) {
     CHECK_THAT(e.what(), contains("test op"));
     CHECK_THAT(e.what(), contains("invalid"));
-    CHECK_THAT(e.what(), contains("cuda.cuh:"));
+    CHECK_THAT(e.what(), contains("exec.test.cu:"));  // the line that launches
   }
   cudaGetLastError();
   CHECK_THROWS_AS((rms_norm<float, D>::forward(p, {x.as(1, 16), x.as(8), 1e-6}, {})), contract_error);
+}
+
+TEST_CASE("a profiler is told of ranges where options ask for it") {
+  REQUIRE(attached);
+  for (const bool wanted : {false, true}) {
+    exec::cuda::options options;
+    options.profile_ranges = wanted;
+    const exec::cuda p(options);
+    events.clear();
+    {
+      const auto outer = detail::named_range(p, "outer");
+      const auto inner = detail::named_range(p, "inner");
+    }
+    CHECK(events ==
+          (wanted ? std::vector<std::string>{"outer", "inner", "end", "end"} : std::vector<std::string>{}));
+  }
 }
 
 TEST_CASE("ops are captured into a graph and replayed with other inputs") {

@@ -59,6 +59,7 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
                matrix_view<T, S> y, [[maybe_unused]] Context context = nullptr) {
   if (segments.empty()) return;
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "attention");
   using stored = storage_types<T, Q>;
   using X = typename stored::activation;
   using projection = linear<T, S, typename stored::linear, X>;

@@ -125,6 +125,7 @@ void indexer_backward(const P& p, basic_workspace<S>& w, const attention_paramet
                       vector_view<const T, S> dloss, const attention_gradients<T, S>& gradients) {
   if (!context.options.indexer_loss || x.extent[0] == 0) return;
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "indexer_backward");
   using stored = storage_types<T, Q>;
   detail::attention_replay<A, Q, T, S, P> replay(p, w, parameters, norm_eps, context);
   const std::int64_t rows = x.extent[0], heads = A.index_n_heads, dim = A.index_head_dim;
@@ -175,6 +176,7 @@ void attention_backward(const P& p, basic_workspace<S>& w, const attention_param
                         matrix_view<T, S> dx) {
   if (x.extent[0] == 0) return;
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "attention_backward");
   using stored = storage_types<T, Q>;
   using X = typename stored::activation;
   using projection = linear<T, S, typename stored::linear, X>;

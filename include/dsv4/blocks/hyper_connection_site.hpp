@@ -77,6 +77,7 @@ void hyper_connection_site(const P& p, basic_workspace<S>& w,
                            double norm_eps, tensor_view<const T, S> x, tensor_view<T, S> next,
                            const hyper_connection_context<T, S>& keep, const Sublayer& sublayer) {
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "hyper_connection_site");
   const std::int64_t rows = x.extent[0], n = H.hc_mult, width = x.extent[2];
   const auto z = keep.z.data ? keep.z : take<T>(w, rows, H.mixes());
   const auto u = take<T>(w, rows, width), v = keep.v.data ? keep.v : take<T>(w, rows, width);
@@ -104,6 +105,7 @@ void hyper_connection_replay(const P& p, basic_workspace<S>& w,
                              tensor_view<const T, S> x, const hyper_connection_context<T, S>& kept,
                              tensor_view<T, S> next) {
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "hyper_connection_replay");
   const detail::site_coefficients<H, T, S> c(p, w, parameters, norm_eps, x, kept.z);
   hyper_connection_expand<T, S>::forward(p, {x, kept.v, c.post, c.comb}, {next});
 }
@@ -115,6 +117,7 @@ void hyper_connection_input(const P& p, basic_workspace<S>& w,
                             double norm_eps, tensor_view<const T, S> x,
                             const hyper_connection_context<T, S>& kept, matrix_view<T, S> y) {
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "hyper_connection_input");
   const detail::site_coefficients<H, T, S> c(p, w, parameters, norm_eps, x, kept.z);
   hyper_connection_collapse<T, S>::forward(p, {x, c.pre}, {y});
   rms_norm<T, S>::forward(p, {y, norm, norm_eps}, {y});
@@ -132,6 +135,7 @@ void hyper_connection_site_backward(const P& p, basic_workspace<S>& w,
                                     vector_view<T, S> dnorm, const Sublayer& sublayer) {
   using fold = hyper_connection_fold<T, S>;
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "hyper_connection_site_backward");
   const std::int64_t rows = x.extent[0], n = H.hc_mult, width = x.extent[2];
   const auto u = take<T>(w, rows, width), dv = take<T>(w, rows, width), du = take<T>(w, rows, width);
   const auto dpost = take<T>(w, rows, n);
@@ -157,6 +161,7 @@ void hyper_connection_head(const P& p, basic_workspace<S>& w,
                            double norm_eps, tensor_view<const T, S> x, matrix_view<T, S> y,
                            const hyper_connection_context<T, S>& keep = {}) {
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "hyper_connection_head");
   const std::int64_t rows = x.extent[0], n = H.hc_mult;
   const auto z = keep.z.data ? keep.z : take<T>(w, rows, n);
   hyper_connection_fold<T, S>::forward(p, w, detail::fold_inputs<H>(parameters, norm, norm_eps, x, 0),
@@ -172,6 +177,7 @@ void hyper_connection_head_backward(const P& p, basic_workspace<S>& w,
                                     tensor_view<T, S> dx, bool add_to_dx,
                                     const hyper_connection_parameters<T, S>& gradients,
                                     vector_view<T, S> dnorm) {
+  const auto range = detail::named_range(p, "hyper_connection_head_backward");
   hyper_connection_fold<T, S>::backward(
       p, w, detail::fold_inputs<H>(parameters, norm, norm_eps, x, 0), {kept.z, {}, {}}, {dy, {}, {}, {}},
       {dx, gradients.fn, gradients.base, gradients.scale, dnorm, add_to_dx});

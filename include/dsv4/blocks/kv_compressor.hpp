@@ -56,6 +56,7 @@ void compress_backward(const P& p, basic_workspace<S>& w, const compressor_param
                        matrix_view<const T, S> pooled, matrix_view<T, S> dentries,
                        const compressor_parameters<T, S, T>& gradients, matrix_view<T, S> dkv,
                        matrix_view<T, S> dgate) {
+  const auto range = detail::named_range(p, "compress_backward");
   const std::int64_t m = parameters.position_bias.extent[0], entries = dentries.extent[0];
   if (entries > 0) {
     const auto heads = dentries.reshape(entries, 1, dentries.extent[1]);
@@ -76,6 +77,7 @@ void compress(const P& p, basic_workspace<S>& w, const compressor_parameters<T, 
               matrix_view<const T, S> kv, matrix_view<const T, S> gate, compressor_cache<T, S>& cache,
               const Store& store) {
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "compress");
   const std::int64_t m = parameters.position_bias.extent[0], rows = kv.extent[0], width = kv.extent[1];
   const std::int64_t first = position / m, entries = (position + rows) / m - first;
   if (entries > 0) {

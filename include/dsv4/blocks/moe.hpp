@@ -106,6 +106,7 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
          vector_view<const std::int32_t, S> tokens, matrix_view<const T, S> x, matrix_view<T, S> y,
          const moe_context<T, S>* context = nullptr) {
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "moe");
   const bool training = context != nullptr;
   const moe_context<T, S> keep = training ? *context : moe_context<T, S>{};
   const auto kept_or = [&](const auto& kept, auto... extents) {

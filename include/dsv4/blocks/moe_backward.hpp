@@ -28,6 +28,7 @@ void moe_backward(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, 
                   const RouterLoss& router_loss = {}) {
   if (x.extent[0] == 0) return;
   const workspace_scope scope(w);
+  const auto range = detail::named_range(p, "moe_backward");
   using stored = storage_types<T, Q>;
   using X = typename stored::activation;
   const std::int64_t rows = x.extent[0], width = x.extent[1], k = M.num_experts_per_tok, pairs = rows * k;

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cuda_runtime.h>
 #include <memory>
+#include <nvtx3/nvToolsExt.h>
 #include <source_location>
 #include <string_view>
 
@@ -42,6 +43,22 @@ struct cuda_device {
   }
 };
 
+/// A range of a thread's time that profilers show by name (NVTX), or nothing.
+class nvtx_range {
+ public:
+  nvtx_range(const char* name, bool wanted) : open_(wanted) {
+    if (open_) nvtxRangePushA(name);
+  }
+  nvtx_range(const nvtx_range&) = delete;
+  nvtx_range& operator=(const nvtx_range&) = delete;
+  ~nvtx_range() {
+    if (open_) nvtxRangePop();
+  }
+
+ private:
+  bool open_;
+};
+
 /// Runs on one stream of the current device. Every op returns once its kernels are queued: nothing here waits
 /// for the device or allocates, so a stream of ops can be captured into a CUDA graph (after one call outside
 /// of a capture, which loads the kernels). A cheap handle: copies share stream and scratch memory, so use one
@@ -55,6 +72,8 @@ class cuda {
     std::size_t scratch_bytes = std::size_t{64} << 20;  ///< for split sums; allocated here, once
     /// Wait after every launch, so that an error of a kernel names the op that ran it.
     bool check_every_launch = false;
+    /// Tell profilers which block queues what: NVTX ranges, nested as blocks are, on the thread that queues.
+    bool profile_ranges = false;
   };
 
   /// With a stream of its own. Throws cuda_error where there is no GPU, or too old a driver.
@@ -77,9 +96,12 @@ class cuda {
     detail::check_cuda(cudaStreamSynchronize(stream()), "exec::cuda::synchronise", at);
   }
 
+  /// What is queued until the range ends belongs to `name`, where options::profile_ranges asks for that.
+  [[nodiscard]] nvtx_range range(const char* name) const { return {name, context_->profile_ranges}; }
+
   /// Queues kernel<<<grid, block, shared>>>(arguments...) for the op `where`; an empty grid is no launch.
   template <class... Parameters, class... Arguments>
-  void launch(std::string_view where, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+  void launch(const detail::call_site& where, void (*kernel)(Parameters...), dim3 grid, dim3 block,
               std::size_t shared, Arguments&&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     if (shared > (std::size_t{48} << 10))
@@ -94,7 +116,7 @@ class cuda {
   }
 
   /// y = x weight^T for dense matrices of types that cuBLAS multiplies; see cuda_matmul::run.
-  bool matmul(std::string_view where, const cuda_matmul::problem& m) const {
+  bool matmul(const detail::call_site& where, const cuda_matmul::problem& m) const {
     const bool queued = context_->matmul.run(where, m, stream(), scratch(), scratch_bytes());
     if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
     return queued;
@@ -110,6 +132,7 @@ class cuda {
           stream(s),
           owns_stream(own),
           check_every_launch(o.check_every_launch),
+          profile_ranges(o.profile_ranges),
           scratch(static_cast<std::int64_t>(o.scratch_bytes)) {
       if (own)
         detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "exec::cuda", at);
@@ -121,7 +144,7 @@ class cuda {
     }
     cuda_device device;
     cudaStream_t stream;
-    bool owns_stream, check_every_launch;
+    bool owns_stream, check_every_launch, profile_ranges;
     device_buffer<std::byte> scratch;
     cuda_matmul matmul;
   };

@@ -4,6 +4,7 @@
 
 #include <dsv4/core/error.hpp>
 
+#include <concepts>
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 #include <source_location>
@@ -23,16 +24,28 @@ class cuda_error : public error {
 };
 
 namespace detail {
+/// The op that asks for something, and the line that does: made where the op's name is written.
+struct call_site {
+  std::string_view op;
+  std::source_location at;
+
+  template <std::convertible_to<std::string_view> Name>
+  call_site(const Name& name, const std::source_location& line = std::source_location::current())
+      : op(name), at(line) {}
+};
+
 /// Throws cuda_error unless `status` is success; `where` names the op or the call.
-inline void check_cuda(cudaError_t status, std::string_view where,
-                       const std::source_location& at = std::source_location::current()) {
+inline void check_cuda(cudaError_t status, std::string_view where, const std::source_location& at) {
   if (status != cudaSuccess)
     throw cuda_error(where, cudaGetErrorString(status), static_cast<int>(status), at);
 }
-inline void check_cuda(cublasStatus_t status, std::string_view where,
-                       const std::source_location& at = std::source_location::current()) {
+inline void check_cuda(cublasStatus_t status, std::string_view where, const std::source_location& at) {
   if (status != CUBLAS_STATUS_SUCCESS)
     throw cuda_error(where, cublasLtGetStatusString(status), static_cast<int>(status), at);
+}
+template <class Status>
+void check_cuda(Status status, const call_site& where) {
+  check_cuda(status, where.op, where.at);
 }
 
 inline std::string cuda_version(int number) {

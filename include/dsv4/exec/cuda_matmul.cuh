@@ -47,7 +47,7 @@ class cuda_matmul {
 
   /// Queues the product; false, and nothing queued, where cuBLASLt has no algorithm for these types, strides
   /// and alignments. Needs `scratch` until it has run.
-  bool run(std::string_view where, const problem& m, cudaStream_t stream, void* scratch,
+  bool run(const detail::call_site& where, const problem& m, cudaStream_t stream, void* scratch,
            std::size_t scratch_bytes) {
     if (m.rows == 0 || m.columns == 0 || m.batch == 0 || (m.inner == 0 && m.accumulate)) return true;
     descriptors d(where, m);
@@ -68,7 +68,7 @@ class cuda_matmul {
 
  private:
   struct descriptors {
-    descriptors(std::string_view where, const problem& m) {
+    descriptors(const detail::call_site& where, const problem& m) {
       detail::check_cuda(cublasLtMatmulDescCreate(&operation, m.compute, m.scale_type), where);
       const cublasOperation_t weight_op = m.weight_transposed ? CUBLAS_OP_N : CUBLAS_OP_T,
                               x_op = m.x_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -89,12 +89,12 @@ class cuda_matmul {
       if (operation) cublasLtMatmulDescDestroy(operation);
     }
     template <class V>
-    void set(std::string_view where, cublasLtMatmulDescAttributes_t attribute, const V& value) {
+    void set(const detail::call_site& where, cublasLtMatmulDescAttributes_t attribute, const V& value) {
       detail::check_cuda(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof value), where);
     }
-    static cublasLtMatrixLayout_t layout(std::string_view where, cudaDataType_t type, std::int64_t rows,
-                                         std::int64_t columns, std::int64_t stride, std::int64_t batch,
-                                         std::int64_t batch_stride) {
+    static cublasLtMatrixLayout_t layout(const detail::call_site& where, cudaDataType_t type,
+                                         std::int64_t rows, std::int64_t columns, std::int64_t stride,
+                                         std::int64_t batch, std::int64_t batch_stride) {
       cublasLtMatrixLayout_t l = nullptr;
       // A single column may come with any stride; the library wants at least its height.
       detail::check_cuda(
@@ -124,8 +124,8 @@ class cuda_matmul {
                          std::int64_t, std::int64_t, std::int64_t, std::int64_t, int, int, int, int,
                          std::uint32_t, std::uint32_t, std::uint32_t, int>;
 
-  std::optional<cublasLtMatmulAlgo_t> choose(std::string_view where, const problem& m, const descriptors& d,
-                                             std::size_t scratch_bytes) {
+  std::optional<cublasLtMatmulAlgo_t> choose(const detail::call_site& where, const problem& m,
+                                             const descriptors& d, std::size_t scratch_bytes) {
     const std::uint32_t ax = alignment(m.x), aw = alignment(m.weight),
                         ay = m.c ? std::min(alignment(m.y), alignment(m.c)) : alignment(m.y);
     const key k{m.rows,

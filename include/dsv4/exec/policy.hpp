@@ -27,6 +27,18 @@ struct kernel {
 };
 
 namespace detail {
+struct no_range {
+  ~no_range() {}  // so that nobody calls it unused
+};
+/// Names what `p` is asked for from here to the end of the scope, where the policy has a profiler to tell.
+template <policy P>
+[[nodiscard]] auto named_range(const P& p, const char* name) {
+  if constexpr (requires { p.range(name); })
+    return p.range(name);
+  else
+    return no_range();
+}
+
 /// Public `forward` functions end in this one line.
 template <class Op, policy P, class... Arguments>
 void dispatch(const P& p, const Arguments&... arguments) {
