@@ -24,8 +24,9 @@ struct lanes<float> {
   using vec = __m256;
   using tail = __m256i;
   static constexpr int width = 8;
-  static constexpr int tile_rows = 3;
+  static constexpr int tile_rows = 3, outer_rows = 6, outer_vectors = 2;
 
+  DSV4_LANE void hold(vec& v) { asm("" : "+x"(v)); }
   DSV4_LANE vec zero() { return _mm256_setzero_ps(); }
   DSV4_LANE vec fill(float a) { return _mm256_set1_ps(a); }
   DSV4_LANE tail first(std::int64_t n) {
@@ -37,7 +38,9 @@ struct lanes<float> {
   DSV4_LANE void store(float* p, vec v) { _mm256_storeu_ps(p, v); }
   DSV4_LANE void store(float* p, vec v, tail t) { _mm256_maskstore_ps(p, t, v); }
   DSV4_LANE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
-  DSV4_LANE vec max(vec a, vec b) { return _mm256_max_ps(b, a); }  // a NaN in a stays
+  DSV4_LANE vec divide(vec a, vec b) { return _mm256_div_ps(a, b); }
+  DSV4_LANE vec where_negative(vec x, vec a, vec b) { return _mm256_blendv_ps(b, a, x); }  // by x's sign
+  DSV4_LANE vec max(vec a, vec b) { return _mm256_max_ps(b, a); }                          // a NaN in a stays
   /// e^x for x <= 0, within 2 ulp; 0 below the normal range.
   DSV4_LANE vec exp(vec x) {
     const vec low = _mm256_set1_ps(-87.33654f);
@@ -74,8 +77,9 @@ struct lanes<double> {
   using vec = __m256d;
   using tail = __m256i;
   static constexpr int width = 4;
-  static constexpr int tile_rows = 3;
+  static constexpr int tile_rows = 3, outer_rows = 6, outer_vectors = 2;
 
+  DSV4_LANE void hold(vec& v) { asm("" : "+x"(v)); }
   DSV4_LANE vec zero() { return _mm256_setzero_pd(); }
   DSV4_LANE vec fill(double a) { return _mm256_set1_pd(a); }
   DSV4_LANE tail first(std::int64_t n) {
@@ -86,6 +90,8 @@ struct lanes<double> {
   DSV4_LANE void store(double* p, vec v) { _mm256_storeu_pd(p, v); }
   DSV4_LANE void store(double* p, vec v, tail t) { _mm256_maskstore_pd(p, t, v); }
   DSV4_LANE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_pd(a, b, c); }
+  DSV4_LANE vec divide(vec a, vec b) { return _mm256_div_pd(a, b); }
+  DSV4_LANE vec where_negative(vec x, vec a, vec b) { return _mm256_blendv_pd(b, a, x); }  // by x's sign
   DSV4_LANE vec max(vec a, vec b) { return _mm256_max_pd(b, a); }
   DSV4_LANE vec exp(vec x) {
     double lane[width];

@@ -25,8 +25,9 @@ struct lanes<float> {
   using vec = __m512;
   using tail = __mmask16;
   static constexpr int width = 16;
-  static constexpr int tile_rows = 6;
+  static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
 
+  DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
   DSV4_LANE vec zero() { return _mm512_setzero_ps(); }
   DSV4_LANE vec fill(float a) { return _mm512_set1_ps(a); }
   DSV4_LANE tail first(std::int64_t n) { return static_cast<tail>((1u << n) - 1u); }
@@ -35,6 +36,10 @@ struct lanes<float> {
   DSV4_LANE void store(float* p, vec v) { _mm512_storeu_ps(p, v); }
   DSV4_LANE void store(float* p, vec v, tail t) { _mm512_mask_storeu_ps(p, t, v); }
   DSV4_LANE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+  DSV4_LANE vec divide(vec a, vec b) { return _mm512_div_ps(a, b); }
+  DSV4_LANE vec where_negative(vec x, vec a, vec b) {  // by x's sign
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), b, a);
+  }
   DSV4_LANE vec max(vec a, vec b) { return _mm512_maskz_max_ps(0xffff, b, a); }  // a NaN in a stays
   /// e^x for x <= 0, within 2 ulp; 0 below the normal range.
   DSV4_LANE vec exp(vec x) {
@@ -73,8 +78,9 @@ struct lanes<double> {
   using vec = __m512d;
   using tail = __mmask8;
   static constexpr int width = 8;
-  static constexpr int tile_rows = 6;
+  static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
 
+  DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
   DSV4_LANE vec zero() { return _mm512_setzero_pd(); }
   DSV4_LANE vec fill(double a) { return _mm512_set1_pd(a); }
   DSV4_LANE tail first(std::int64_t n) { return static_cast<tail>((1u << n) - 1u); }
@@ -83,6 +89,10 @@ struct lanes<double> {
   DSV4_LANE void store(double* p, vec v) { _mm512_storeu_pd(p, v); }
   DSV4_LANE void store(double* p, vec v, tail t) { _mm512_mask_storeu_pd(p, t, v); }
   DSV4_LANE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_pd(a, b, c); }
+  DSV4_LANE vec divide(vec a, vec b) { return _mm512_div_pd(a, b); }
+  DSV4_LANE vec where_negative(vec x, vec a, vec b) {  // by x's sign
+    return _mm512_mask_blend_pd(_mm512_movepi64_mask(_mm512_castpd_si512(x)), b, a);
+  }
   DSV4_LANE vec max(vec a, vec b) { return _mm512_maskz_max_pd(0xff, b, a); }
   DSV4_LANE vec exp(vec x) {
     double lane[width];

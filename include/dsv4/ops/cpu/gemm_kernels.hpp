@@ -13,8 +13,8 @@ namespace dsv4::detail {
 inline constexpr std::int64_t chunk_bytes = 4096;
 
 /// Products that sum over rows (a b, a^T b) go block by block of the result, at most outer_block rows and
-/// columns, and outer_depth rows of b at a time: a panel of b stays in the second-level cache meanwhile.
-inline constexpr std::int64_t outer_block = 192, outer_depth = 256;
+/// columns, and outer_depth rows of b at a time: a panel of b stays in the first-level cache meanwhile.
+inline constexpr std::int64_t outer_block = 192, outer_depth = 128;
 /// Elements of scratch that one such block needs.
 inline constexpr std::int64_t outer_scratch = 2 * outer_block * outer_depth;
 

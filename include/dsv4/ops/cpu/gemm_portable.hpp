@@ -17,8 +17,9 @@ struct lanes {
   typedef T vec __attribute__((vector_size(16)));  // an alias would lose the attribute
   using tail = std::int64_t;
   static constexpr int width = 16 / static_cast<int>(sizeof(T));
-  static constexpr int tile_rows = 3;
+  static constexpr int tile_rows = 3, outer_rows = 3, outer_vectors = 4;
 
+  static void hold(vec&) {}
   static vec zero() { return vec{}; }
   static vec fill(T a) { return a - vec{}; }  // not a sum: -0 stays
   static tail first(std::int64_t n) { return n; }
@@ -52,6 +53,8 @@ struct lanes {
     return a * b + c;
 #endif
   }
+  static vec divide(const vec& a, const vec& b) { return a / b; }
+  static vec where_negative(const vec& x, const vec& a, const vec& b) { return x < 0 ? a : b; }
   static vec max(const vec& a, const vec& b) { return a < b ? b : a; }  // a NaN in a stays
   static vec exp(const vec& v) {
     T lane[width];

@@ -143,6 +143,9 @@ DSV4_TARGET void outer_tile(const T* a, std::int64_t lda, const T* b, std::int64
     typename L::vec row[RV];
     DSV4_UNROLL for (int j = 0; j < whole; ++j) row[j] = L::load(b + p * ldb + j * L::width);
     if constexpr (Partial) row[RV - 1] = L::load(b + p * ldb + (RV - 1) * L::width, tail);
+    if constexpr (RM > 1) {
+      DSV4_UNROLL for (int j = 0; j < RV; ++j) L::hold(row[j]);
+    }
     DSV4_UNROLL for (int i = 0; i < RM; ++i) {
       const typename L::vec scale = L::fill(Transposed ? a[p * lda + i] : a[i * lda + p]);
       DSV4_UNROLL for (int j = 0; j < RV; ++j) acc[i][j] = L::fma(scale, row[j], acc[i][j]);
@@ -164,7 +167,7 @@ DSV4_TARGET void outer_tile(const T* a, std::int64_t lda, const T* b, std::int64
 template <class T, int RV, bool Partial, bool Transposed>
 DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                                std::int64_t k, T* c, std::int64_t ldc, bool add, std::int64_t last) {
-  constexpr int rm = lanes<T>::tile_rows;
+  constexpr int rm = lanes<T>::outer_rows;
   const std::int64_t step = Transposed ? 1 : lda;
   std::int64_t i = 0;
   for (; i + rm <= m; i += rm)
@@ -185,14 +188,16 @@ DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, std::int64_t m, con
 template <class T, bool Transposed>
 DSV4_TARGET void gemm_outer(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                             std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add) {
+  constexpr int most = lanes<T>::outer_vectors;
   constexpr std::int64_t width = lanes<T>::width;
   std::int64_t j = 0;
-  for (; j + 4 * width <= n; j += 4 * width)
-    outer_columns<T, 4, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
-  if (j + 2 * width <= n) {
-    outer_columns<T, 2, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
-    j += 2 * width;
-  }
+  for (; j + most * width <= n; j += most * width)
+    outer_columns<T, most, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
+  if constexpr (most > 2)
+    if (j + 2 * width <= n) {
+      outer_columns<T, 2, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
+      j += 2 * width;
+    }
   if (j + width <= n) {
     outer_columns<T, 1, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
     j += width;
@@ -208,8 +213,9 @@ DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, 
                                   std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add,
                                   T* scratch) {
   using L = lanes<T>;
-  constexpr std::int64_t panel = 4 * L::width;
-  const bool pack = m > 2 * L::tile_rows;  // fewer rows do not pay for copies
+  constexpr int vectors = L::outer_vectors;
+  constexpr std::int64_t panel = vectors * L::width;
+  const bool pack = m > 2 * L::outer_rows;  // fewer rows do not pay for copies
   T* const packed_a = scratch + outer_block * outer_depth;
   for (std::int64_t p = 0; p < std::max<std::int64_t>(k, 1); p += outer_depth) {
     const std::int64_t depth = std::min(outer_depth, k - p);
@@ -227,7 +233,8 @@ DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, 
           const T* from = own_b + i * ldb;
           T* to = scratch + i * panel;
           if (width == panel) {
-            DSV4_UNROLL for (int v = 0; v < 4; ++v) L::store(to + v * L::width, L::load(from + v * L::width));
+            DSV4_UNROLL for (int v = 0; v < vectors; ++v)
+                L::store(to + v * L::width, L::load(from + v * L::width));
           } else {
             std::copy_n(from, width, to);
           }
@@ -287,16 +294,13 @@ DSV4_TARGET T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) {
 template <class T>
 DSV4_TARGET void sigmoid(const T* x, T* y, std::int64_t n) {
   using L = lanes<T>;
-  const typename L::vec minus = L::fill(T(-1));
+  const typename L::vec minus = L::fill(T(-1)), one = L::fill(T(1));
   for (std::int64_t j = 0; j < n; j += L::width) {
     const std::int64_t count = std::min<std::int64_t>(n - j, L::width);
     const typename L::vec v = L::load(x + j, L::first(count));
     const typename L::vec size = L::max(v, L::fma(minus, v, L::zero()));
-    T e[L::width], value[L::width];
-    L::store(e, L::exp(L::fma(minus, size, L::zero())));
-    L::store(value, v);
-    for (int i = 0; i < L::width; ++i) e[i] = (value[i] < T(0) ? e[i] : T(1)) / (T(1) + e[i]);
-    L::store(y + j, L::load(e), L::first(count));
+    const typename L::vec e = L::exp(L::fma(minus, size, L::zero()));
+    L::store(y + j, L::divide(L::where_negative(v, e, one), L::fma(one, one, e)), L::first(count));
   }
 }
 
