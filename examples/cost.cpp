@@ -46,13 +46,15 @@ void draw(const std::filesystem::path& folder, const std::string& name, const mo
         return double(cost::twice_fp8_equivalent(cost::decode_flops(cost::deepseek_v32, n), false));
       },
       [](std::int64_t n) { return cost::cache_bytes(cost::deepseek_v32, n); });
-  for (const auto& [label, c] : models)
+  for (const auto& [label, config] : models) {
+    const auto& c = config;  // a binding is not captured
     add(
         label,
         [&](std::int64_t n) {
           return double(cost::twice_fp8_equivalent(cost::decode_flops(c, n).total(), true));
         },
         [&](std::int64_t n) { return cost::cache_bytes(c, cost::cache_formats::released, n); });
+  }
   std::filesystem::create_directories(folder);
   write_svg((folder / "cost-flops.svg").string(), flops);
   write_svg((folder / "cost-cache.svg").string(), cache);

@@ -28,10 +28,10 @@ constexpr dsv4::model_config plain_residual() {
   return c;
 }
 
-/// Loss, speed and time left on one line of the terminal; every `every` steps a line that stays.
+/// Loss, speed and time left on one line of the terminal; a line that stays with every loss held out.
 class progress {
  public:
-  explicit progress(const options& o) : every_(o.evaluate_every) {
+  explicit progress(const options& o) {
     if (!o.log.empty()) {
       log_.open(o.log, o.resume ? std::ios::app : std::ios::trunc);
       if (!o.resume)
@@ -72,7 +72,7 @@ class progress {
     return first_;
   }
 
-  std::int64_t every_, first_ = -1, targets_ = 0;
+  std::int64_t first_ = -1, targets_ = 0;
   double smooth_ = 0;
   bool started_ = false, terminal_ = isatty(STDERR_FILENO) != 0;
   std::ofstream log_;
