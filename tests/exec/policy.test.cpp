@@ -40,12 +40,13 @@ TEST_CASE("blocks tell a policy with a profiler what they do, and others nothing
     std::fill_n(v.data, v.size(), 0.0f);
     return v;
   };
-  const hyper_connection_parameters<float> parameters{zeros(h.mixes(), n * width), zeros(h.mixes()), zeros(3)};
+  const hyper_connection_parameters<float> parameters{zeros(h.mixes(), n * width), zeros(h.mixes()),
+                                                      zeros(3)};
   const auto x = zeros(1, n, width);
   const auto norm = zeros(width);
   const auto run = [&](const auto& policy) {
     hyper_connection_site<h, float, space::host>(policy, w, parameters, norm, 1e-6, x,
-                                    [&](auto, auto) { events.push_back("sublayer"); });
+                                                 [&](auto, auto) { events.push_back("sublayer"); });
   };
   run(p);
   CHECK(events == std::vector<std::string>{"hyper_connection_site", "sublayer", "end"});
