@@ -2,6 +2,7 @@
 /// The policy that computes on an NVIDIA GPU, on one stream.
 #pragma once
 
+#include <dsv4/exec/cuda_early_start.cuh>
 #include <dsv4/exec/cuda_error.cuh>
 #include <dsv4/exec/cuda_matmul.cuh>
 #include <dsv4/exec/cuda_memory.cuh>
@@ -55,6 +56,9 @@ class cuda {
     std::size_t scratch_bytes = std::size_t{64} << 20;  ///< for split sums; allocated here, once
     /// Wait after every launch, so that an error of a kernel names the op that ran it.
     bool check_every_launch = false;
+    /// A kernel's blocks start, and wait, while the kernel before ends. Same results, less time between
+    /// kernels.
+    bool early_starts = true;
   };
 
   /// With a stream of its own. Throws cuda_error where there is no GPU, or too old a driver.
@@ -77,18 +81,24 @@ class cuda {
     detail::check_cuda(cudaStreamSynchronize(stream()), "exec::cuda::synchronise", at);
   }
 
-  /// Queues kernel<<<grid, block, shared>>>(arguments...) for the op `where`; an empty grid is no launch.
+  /// Queues kernel<<<grid, block, shared>>>(arguments...) for the op `where`; an empty grid is no launch. The
+  /// kernel begins with wait_for_previous_kernels(), or the policy was made without early_starts.
   template <class... Parameters, class... Arguments>
   void launch(std::string_view where, void (*kernel)(Parameters...), dim3 grid, dim3 block,
               std::size_t shared, Arguments&&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    if (shared > (std::size_t{48} << 10))
+    if (shared > (std::size_t{32} << 10))  // 48 KiB with what the kernel has of its own
       detail::check_cuda(
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
           where);
     cudaLaunchConfig_t config{};
     config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared;
     config.stream = stream();
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = context_->early_starts.allow(where, kernel) ? 1 : 0;
     detail::check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
     if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
   }
@@ -110,6 +120,7 @@ class cuda {
           stream(s),
           owns_stream(own),
           check_every_launch(o.check_every_launch),
+          early_starts(o.early_starts && device.major >= 9),
           scratch(static_cast<std::int64_t>(o.scratch_bytes)) {
       if (own)
         detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "exec::cuda", at);
@@ -122,6 +133,7 @@ class cuda {
     cuda_device device;
     cudaStream_t stream;
     bool owns_stream, check_every_launch;
+    cuda_early_starts early_starts;
     device_buffer<std::byte> scratch;
     cuda_matmul matmul;
   };
