@@ -15,6 +15,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 using namespace dsv4;
@@ -103,12 +104,14 @@ device_buffer<std::int32_t> random_tokens(const exec::cuda& p, std::int64_t coun
   return to_device(p.stream(), ids);
 }
 
-void header(const char* what) { std::printf("\n%-52s %10s %13s %6s\n", what, "ms", "workspace MB", "bound"); }
+void header(const char* what) {
+  std::printf("\n%-52s %10s %13s %6s %8s\n", what, "ms", "workspace MB", "bound", "launches");
+}
 void report(const ceilings& c, const std::string& what, double ms, std::size_t workspace_bytes,
-            double operations, double moved) {
+            double operations, double moved, std::size_t launches) {
   const double bound = std::max(operations / c.flops, moved / c.bytes) * 1e3;
-  std::printf("%-52s %10.4f %13.1f %5.0f%%\n", what.c_str(), ms, double(workspace_bytes) * 1e-6,
-              100 * bound / ms);
+  std::printf("%-52s %10.4f %13.1f %5.0f%% %8zu\n", what.c_str(), ms, double(workspace_bytes) * 1e-6,
+              100 * bound / ms, launches);
   std::fflush(stdout);
 }
 
@@ -155,25 +158,26 @@ void bench_forward(const exec::cuda& p, const ceilings& c) {
     }
     device_workspace w(std::size_t{3} << 30);
     const typename model::segment segment{&state, rows};
-    const double ms = milliseconds(p, [&] {
+    const auto step = [&] {
       state.set_lengths(context, 0);  // the same step every time
       model::forward(p, w, weights->views(),
                      {std::span(&segment, 1), ids.as(prompt).rows(0, rows), logit_rows::none}, {});
-    });
-    return std::pair(ms, w.high_water());
+    };
+    const double ms = milliseconds(p, step);
+    return std::tuple(ms, w.high_water(), launches(p, step));
   };
   {
-    const auto [ms, bytes] = measure(0, prompt);
+    const auto [ms, bytes, count] = measure(0, prompt);
     report(c, name + ", prefill of 4096 tokens", ms, bytes,
            double(cost::prefill_flops(v4_flash, K, prompt).total().raw()),
-           weight_bytes<K, Q>(false) + stream_bytes(prompt));
+           weight_bytes<K, Q>(false) + stream_bytes(prompt), count);
   }
   for (const std::int64_t context : {4096, 65536, 1 << 20}) {
     // The token that completes no entry; one in 4 (CSA) or 128 (HCA) does.
-    const auto [ms, bytes] = measure(context, 1);
+    const auto [ms, bytes, count] = measure(context, 1);
     report(c, name + ", decode after " + std::to_string(context) + " tokens", ms, bytes,
            double(cost::decode_flops(v4_flash, K, context).total().raw()),
-           weight_bytes<K, Q>(true) + cache_bytes<K>(context) + stream_bytes(1));
+           weight_bytes<K, Q>(true) + cache_bytes<K>(context) + stream_bytes(1), count);
   }
 }
 
@@ -191,19 +195,17 @@ void bench_training(const exec::cuda& p, const ceilings& c, int repeats) {
   const typename model::inputs in{offsets, ids.as(prompt), ids.as(prompt), {}};
   const auto forward = [&] { model::forward(p, w, weights->views(), in, context); };
   const double first = milliseconds(p, forward, repeats);
-  const double both = milliseconds(
-      p,
-      [&] {
-        forward();
-        model::backward(p, w, weights->views(), in, context,
-                        {dhidden.as(prompt, std::int64_t{config.hidden_size}), {}, {}}, gradients.views());
-      },
-      repeats);
+  const auto step = [&] {
+    forward();
+    model::backward(p, w, weights->views(), in, context,
+                    {dhidden.as(prompt, std::int64_t{config.hidden_size}), {}, {}}, gradients.views());
+  };
+  const double both = milliseconds(p, step, repeats);
   const double operations = double(cost::prefill_flops(v4_flash, K, prompt).total().raw());
   const std::string name = name_of(K);
   report(c, name + ", forward, keeping " + std::to_string(kept.high_water() / 1'000'000) + " MB", first,
-         w.high_water(), operations, 0);
-  report(c, name + ", forward and backward", both, w.high_water(), 3 * operations, 0);
+         w.high_water(), operations, 0, launches(p, forward));
+  report(c, name + ", forward and backward", both, w.high_water(), 3 * operations, 0, launches(p, step));
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ inline constexpr space D = space::device;
 
 template <class T>
 __global__ void fill_kernel(T* data, std::int64_t count, unsigned seed, float size) {
+  wait_for_previous_kernels();
   for (std::int64_t i = detail::global_thread(); i < count; i += detail::global_threads()) {
     unsigned x = static_cast<unsigned>(i) * 2654435761u + seed;
     x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
@@ -38,6 +39,26 @@ device_buffer<T> random(const exec::cuda& p, std::int64_t count, float size = 1)
   return b;
 }
 
+/// What run() queues, as a graph.
+template <class Run>
+cudaGraph_t captured(const exec::cuda& p, const Run& run) {
+  cudaGraph_t graph;
+  detail::check_cuda(cudaStreamBeginCapture(p.stream(), cudaStreamCaptureModeGlobal), "bench");
+  run();
+  detail::check_cuda(cudaStreamEndCapture(p.stream(), &graph), "bench");
+  return graph;
+}
+
+/// How many kernels and copies run() queues, which has run before.
+template <class Run>
+std::size_t launches(const exec::cuda& p, const Run& run) {
+  const cudaGraph_t graph = captured(p, run);
+  std::size_t nodes = 0;
+  detail::check_cuda(cudaGraphGetNodes(graph, nullptr, &nodes), "bench");
+  cudaGraphDestroy(graph);
+  return nodes;
+}
+
 /// Median milliseconds of one call of run(), which is captured into a graph and replayed. A graph's start
 /// takes some microseconds: of what is short, `calls` follow one another in the graph, as run(0), run(1) ...
 template <class Run>
@@ -51,11 +72,8 @@ double milliseconds(const exec::cuda& p, const Run& run_one, int repeats = 15, i
   };
   run();
   p.synchronise();
-  cudaGraph_t graph;
+  const cudaGraph_t graph = captured(p, run);
   cudaGraphExec_t ready;
-  detail::check_cuda(cudaStreamBeginCapture(p.stream(), cudaStreamCaptureModeGlobal), "bench");
-  run();
-  detail::check_cuda(cudaStreamEndCapture(p.stream(), &graph), "bench");
   detail::check_cuda(cudaGraphInstantiate(&ready, graph, 0), "bench");
   cudaEvent_t begin, end;
   cudaEventCreate(&begin), cudaEventCreate(&end);

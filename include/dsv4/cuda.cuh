@@ -2,6 +2,7 @@
 /// exec::cuda with all of its kernels. For .cu files: the CUDA compiler has to read it.
 #pragma once
 
+#include <dsv4/ops/cuda/activation_linear.cuh>
 #include <dsv4/ops/cuda/broadcast_add.cuh>
 #include <dsv4/ops/cuda/compress_pool.cuh>
 #include <dsv4/ops/cuda/copy_rows.cuh>
@@ -14,6 +15,7 @@
 #include <dsv4/ops/cuda/index_topk.cuh>
 #include <dsv4/ops/cuda/indexer_loss.cuh>
 #include <dsv4/ops/cuda/linear.cuh>
+#include <dsv4/ops/cuda/norm_rope.cuh>
 #include <dsv4/ops/cuda/quantise.cuh>
 #include <dsv4/ops/cuda/recast.cuh>
 #include <dsv4/ops/cuda/rms_norm.cuh>

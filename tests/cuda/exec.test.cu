@@ -125,6 +125,67 @@ TEST_CASE("ops are captured into a graph and replayed with other inputs") {
   cudaGraphDestroy(graph);
 }
 
+namespace {
+template <int>
+__global__ void next_kernel(const std::int64_t* from, std::int64_t* to, std::int64_t count) {
+  wait_for_previous_kernels();
+  // The first blocks end long before the last one writes.
+  if (blockIdx.x + 1 == gridDim.x)
+    for (int i = 0; i < 20; ++i) __nanosleep(1000);
+  for (std::int64_t i = detail::global_thread(); i < count; i += detail::global_threads())
+    to[i] = from[(i * 7 + 3) % count] + i;
+}
+
+/// 20 kernels, each of which reads what the one before wrote, all of it.
+void run_chain(const exec::cuda& p, device_buffer<std::int64_t>& a, device_buffer<std::int64_t>& b) {
+  for (int i = 0; i < 10; ++i) {
+    p.launch("test", next_kernel<0>, dim3(40), 256, 0, a.data(), b.data(), a.size());
+    p.launch("test", next_kernel<0>, dim3(40), 256, 0, b.data(), a.data(), a.size());
+  }
+}
+}  // namespace
+
+TEST_CASE("a kernel that starts early sees all that the kernels before it wrote, in graphs too") {
+  const std::int64_t count = 10007;
+  buffer<std::int64_t> want(count), start(count);
+  for (std::int64_t i = 0; i < count; ++i) start[i] = want[i] = i * i;
+  for (int step = 0; step < 20; ++step) {
+    buffer<std::int64_t> next(count);
+    for (std::int64_t i = 0; i < count; ++i) next[i] = want[(i * 7 + 3) % count] + i;
+    want = std::move(next);
+  }
+  for (const bool early : {true, false}) {
+    exec::cuda::options o;
+    o.early_starts = early;
+    const exec::cuda p(o);
+    device_buffer<std::int64_t> b(count), other(count);
+    auto a = to_device(p.stream(), start), c = to_device(p.stream(), start);
+    run_chain(p, a, b);
+    CHECK(same_bytes(to_host(p.stream(), a), want));
+
+    // A graph of the same kernels, and its update to other arguments, as a decode step's is.
+    cudaGraphExec_t ready = nullptr;
+    for (auto* first : {&a, &c}) {
+      copy_elements(p.stream(), start.data(), first->data(), count);
+      p.synchronise();
+      cudaGraph_t graph;
+      detail::check_cuda(cudaStreamBeginCapture(p.stream(), cudaStreamCaptureModeGlobal), "test");
+      run_chain(p, *first, other);
+      detail::check_cuda(cudaStreamEndCapture(p.stream(), &graph), "test");
+      cudaGraphExecUpdateResultInfo info{};
+      if (ready)
+        detail::check_cuda(cudaGraphExecUpdate(ready, graph, &info), "test");
+      else
+        detail::check_cuda(cudaGraphInstantiate(&ready, graph, 0), "test");
+      detail::check_cuda(cudaGraphLaunch(ready, p.stream()), "test");
+      p.synchronise();
+      CHECK(same_bytes(to_host(p.stream(), *first), want));
+      cudaGraphDestroy(graph);
+    }
+    cudaGraphExecDestroy(ready);
+  }
+}
+
 TEST_CASE("two policies on two streams do not disturb each other") {
   const exec::cuda a, b;
   CHECK(a.stream() != b.stream());

@@ -3,20 +3,23 @@
 /// from.
 #pragma once
 
-#include <dsv4/blocks/activation.hpp>
 #include <dsv4/blocks/attention_cache.hpp>
 #include <dsv4/blocks/attention_context.hpp>
 #include <dsv4/blocks/kv_compressor.hpp>
 #include <dsv4/config/numerics.hpp>
+#include <dsv4/ops/activation_linear.hpp>
 #include <dsv4/ops/index_topk.hpp>
 #include <dsv4/ops/indexer_loss.hpp>
 #include <dsv4/ops/linear.hpp>
+#include <dsv4/ops/norm_rope.hpp>
 #include <dsv4/ops/sparse_attention.hpp>
 
 #include <cmath>
 #include <cstddef>
 #include <span>
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 namespace dsv4 {
 
@@ -62,7 +65,8 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
   const auto range = detail::named_range(p, "attention");
   using stored = storage_types<T, Q>;
   using X = typename stored::activation;
-  using projection = linear<T, S, typename stored::linear, X>;
+  using projection = activation_linear<T, S, typename stored::linear, X>;
+  using projection_pair = activation_linear_pair<T, S, typename stored::linear, X>;
   using wide_projection = linear<T, S, typename stored::wide>;
   constexpr bool training = !std::is_null_pointer_v<Context>;
   attention_context<T, S> keep;
@@ -90,35 +94,33 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
   const auto q_latent = beside(raw_q_latent, rows, A.q_lora_rank);
   const auto q = beside(raw_q, rows, heads, dim);
   const auto kv = beside(raw_kv, rows, dim);
-  const auto x_in = as_activation<X>(p, w, x);
-  projection::forward(p, {x_in, parameters.q_a}, {raw_q_latent});
+  projection_pair::forward(p, w, {x, parameters.q_a, parameters.kv}, {raw_q_latent, raw_kv});
   rms_norm<T, S>::forward(p, {raw_q_latent, parameters.q_norm, norm_eps}, {q_latent});
-  const auto q_latent_in = as_activation<X>(p, w, q_latent);
-  projection::forward(p, {q_latent_in, parameters.q_b}, {raw_q.reshape(rows, heads * dim)});
-  rms_norm<T, S>::forward(p, {raw_q.reshape(rows * heads, dim), {}, norm_eps},
-                          {q.reshape(rows * heads, dim)});
-  projection::forward(p, {x_in, parameters.kv}, {raw_kv});
-  rms_norm<T, S>::forward(p, {raw_kv, parameters.kv_norm, norm_eps}, {kv});
-
-  matrix_view<T, S> pool_kv, pool_gate, index_kv, index_gate, index_weights;
   tensor_view<T, S> raw_index_q, index_q;
-  const auto project = [&](const auto& weight, const matrix_view<T, S>& kept) {
-    const auto out = kept_or(kept, rows, weight.extent[0]);
-    wide_projection::forward(p, {x, weight}, {out});
-    return out;
-  };
-  if (compressed) {
-    pool_kv = project(parameters.compressor.kv, keep.pool_kv);
-    pool_gate = project(parameters.compressor.gate, keep.pool_gate);
-  }
+  const auto flat_q = raw_q.reshape(rows, heads * dim);
   if (indexes) {
-    index_kv = project(parameters.indexer.compressor.kv, keep.index_kv);
-    index_gate = project(parameters.indexer.compressor.gate, keep.index_gate);
-    index_weights = project(parameters.indexer.weights, keep.index_weights);
     raw_index_q = kept_or(keep.index_q, rows, index_heads, index_dim);
     index_q = beside(raw_index_q, rows, index_heads, index_dim);
-    projection::forward(p, {q_latent_in, parameters.indexer.q_b},
-                        {raw_index_q.reshape(rows, index_heads * index_dim)});
+    projection_pair::forward(p, w, {q_latent, parameters.q_b, parameters.indexer.q_b},
+                             {flat_q, raw_index_q.reshape(rows, index_heads * index_dim)});
+  } else {
+    projection::forward(p, w, {q_latent, parameters.q_b}, {flat_q});
+  }
+
+  matrix_view<T, S> pool_kv, pool_gate, index_kv, index_gate, index_weights;
+  const auto project = [&](const auto& compressor, const matrix_view<T, S>& kept_kv,
+                           const matrix_view<T, S>& kept_gate) {
+    const std::int64_t width = compressor.kv.extent[0];
+    const std::pair out(kept_or(kept_kv, rows, width), kept_or(kept_gate, rows, width));
+    activation_linear_pair<T, S, typename stored::wide>::forward(p, w, {x, compressor.kv, compressor.gate},
+                                                                 {out.first, out.second});
+    return out;
+  };
+  if (compressed) std::tie(pool_kv, pool_gate) = project(parameters.compressor, keep.pool_kv, keep.pool_gate);
+  if (indexes) {
+    std::tie(index_kv, index_gate) = project(parameters.indexer.compressor, keep.index_kv, keep.index_gate);
+    index_weights = kept_or(keep.index_weights, rows, index_heads);
+    wide_projection::forward(p, {x, parameters.indexer.weights}, {index_weights});
     if (training)
       copy_rows<T, S>::forward(p, {raw_index_q.reshape(rows, index_heads * index_dim), 0, 0, rows},
                                {index_q.reshape(rows, index_heads * index_dim)});
@@ -136,8 +138,10 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     if (n == 0) continue;
     const auto own_q = q.rows(row, n), own_o = attended.rows(row, n);
     const auto own_kv = kv.rows(row, n);
-    rope<T, S>::forward(p, {frequencies, position}, {own_q});
-    rope<T, S>::forward(p, {frequencies, position}, {own_kv.reshape(n, 1, dim)});
+    norm_rope<T, S>::forward(p, {raw_q.rows(row, n), {}, norm_eps, frequencies, position}, {own_q});
+    norm_rope<T, S>::forward(
+        p, {raw_kv.rows(row, n).reshape(n, 1, dim), parameters.kv_norm, norm_eps, frequencies, position},
+        {own_kv.reshape(n, 1, dim)});
     const auto to_kv = [&](matrix_view<T, S> rows_) {
       if constexpr (Q.kv_fp8) store_kv<T, S>(p, A.qk_rope_head_dim, rows_);
     };
@@ -149,8 +153,13 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     // Window keys: the rows before this segment, then its own.
     const std::int64_t oldest = std::max<std::int64_t>(0, position - A.sliding_window + 1),
                        before = position - oldest;
+    const bool ring_has_all = before > 0 && end - oldest <= segment.cache->window.capacity();
     auto local = own_kv;
-    if (before > 0) {
+    if (ring_has_all) {
+      local = take<T>(w, end - oldest, dim);
+      segment.cache->window.store(p, own_kv, position);
+      segment.cache->window.load(p, oldest, end, local);
+    } else if (before > 0) {
       local = take<T>(w, before + n, dim);
       segment.cache->window.load(p, oldest, position, local.rows(0, before));
       copy_rows<T, S>::forward(p, {own_kv, 0, before, n}, {local});
@@ -215,7 +224,7 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
       copy_rows<T, S>::forward(p, {own_o.reshape(n, heads * dim), 0, 0, n},
                                {o.rows(row, n).reshape(n, heads * dim)});
       first_entry += ratio ? n / ratio : 0;
-    } else {
+    } else if (!ring_has_all) {
       segment.cache->window.store(p, own_kv, position);
     }
     rope<T, S>::forward(p, {frequencies, position, 1, true}, {o.rows(row, n)});
@@ -226,8 +235,7 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
   batched_linear<T, S, typename stored::linear>::forward(
       p, {o.reshape(rows, groups, heads * dim / groups), parameters.o_a}, {grouped});
   if (training && !y.data) return;
-  projection::forward(
-      p, {as_activation<X>(p, w, grouped.reshape(rows, groups * A.o_lora_rank)), parameters.o_b}, {y});
+  projection::forward(p, w, {grouped.reshape(rows, groups * A.o_lora_rank), parameters.o_b}, {y});
 }
 
 }  // namespace dsv4

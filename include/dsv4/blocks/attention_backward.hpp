@@ -4,6 +4,7 @@
 
 #include <dsv4/blocks/attention.hpp>
 #include <dsv4/blocks/attention_context.hpp>
+#include <dsv4/ops/activation.hpp>
 
 #include <cstdint>
 #include <span>
@@ -44,16 +45,15 @@ class attention_replay {
   tensor_view<T, S> q(const attention_segment<T, S>& s) {
     const std::int64_t heads = A.num_attention_heads, dim = A.head_dim, n = s.rows;
     const auto y = take<T>(w_, n, heads, dim);
-    rms_norm<T, S>::forward(p_, {context_.q.rows(s.first_row, n).reshape(n * heads, dim), {}, norm_eps_},
-                            {y.reshape(n * heads, dim)});
-    rope<T, S>::forward(p_, {frequencies, 0}, {y});
+    norm_rope<T, S>::forward(p_, {context_.q.rows(s.first_row, n), {}, norm_eps_, frequencies, 0}, {y});
     return y;
   }
   /// Window keys of a segment, as attention saw them.
   matrix_view<T, S> kv(const attention_segment<T, S>& s) {
     const auto y = take<T>(w_, s.rows, A.head_dim);
-    rms_norm<T, S>::forward(p_, {context_.kv.rows(s.first_row, s.rows), parameters_.kv_norm, norm_eps_}, {y});
-    rope<T, S>::forward(p_, {frequencies, 0}, {y.reshape(s.rows, 1, A.head_dim)});
+    const auto raw = context_.kv.rows(s.first_row, s.rows).reshape(s.rows, 1, A.head_dim);
+    norm_rope<T, S>::forward(p_, {raw, parameters_.kv_norm, norm_eps_, frequencies, 0},
+                             {y.reshape(s.rows, 1, A.head_dim)});
     to_kv(y);
     return y;
   }

@@ -7,6 +7,7 @@
 #include <dsv4/exec/workspace.hpp>
 #include <dsv4/ops/compress_pool.hpp>
 #include <dsv4/ops/hadamard.hpp>
+#include <dsv4/ops/norm_rope.hpp>
 #include <dsv4/ops/quantise.hpp>
 #include <dsv4/ops/rms_norm.hpp>
 #include <dsv4/ops/rope.hpp>
@@ -41,9 +42,10 @@ void finish_entries(const P& p, const compressor_parameters<T, S, W>& parameters
                     matrix_view<const T, S> pooled, matrix_view<T, S> entries, const Store& store) {
   const std::int64_t m = parameters.position_bias.extent[0];
   if (entries.extent[0] == 0) return;
-  rms_norm<T, S>::forward(p, {pooled, parameters.norm, norm_eps}, {entries});
-  rope<T, S>::forward(p, {frequencies, first * m, m},
-                      {entries.reshape(entries.extent[0], 1, entries.extent[1])});
+  const std::int64_t count = entries.extent[0], width = entries.extent[1];
+  norm_rope<T, S>::forward(
+      p, {pooled.reshape(count, 1, width), parameters.norm, norm_eps, frequencies, first * m, m},
+      {entries.reshape(count, 1, width)});
   store(entries);
 }
 

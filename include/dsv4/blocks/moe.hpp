@@ -2,10 +2,10 @@
 /// DeepSeekMoE: router, routed experts, shared expert.
 #pragma once
 
-#include <dsv4/blocks/activation.hpp>
 #include <dsv4/config/model_config.hpp>
 #include <dsv4/config/numerics.hpp>
 #include <dsv4/exec/workspace.hpp>
+#include <dsv4/ops/activation_linear.hpp>
 #include <dsv4/ops/expert_dispatch.hpp>
 #include <dsv4/ops/linear.hpp>
 #include <dsv4/ops/route.hpp>
@@ -79,23 +79,30 @@ struct moe_context {
 };
 
 namespace detail {
-/// y = w2 swiglu(w1 x, w3 x) for the rows of the experts in `offsets`; h is scratch and may be `gate`. An
-/// empty y is not computed.
+/// y = w2 swiglu(w1 x, w3 x) for the rows of the experts in `offsets`; h is scratch. `gate` and `up` keep the
+/// products, where they are not empty; an empty y then is not computed.
 template <moe_config M, numerics_config Q, class T, space S, policy P>
 void run_experts(const P& p, basic_workspace<S>& w,
                  const expert_stacks<T, typename storage_types<T, Q>::expert, S>& experts,
-                 vector_view<const std::int64_t, S> offsets,
-                 const storage_matrix<const typename storage_types<T, Q>::activation, S>& x,
+                 vector_view<const std::int64_t, S> offsets, matrix_view<const T, S> x,
                  vector_view<const T, S> weights, matrix_view<T, S> gate, matrix_view<T, S> up,
                  matrix_view<T, S> h, matrix_view<T, S> y) {
   const workspace_scope scope(w);
   using stored = storage_types<T, Q>;
-  using product = grouped_linear<T, S, typename stored::expert, typename stored::activation>;
-  product::forward(p, {x, offsets, experts.w1}, {gate});
-  product::forward(p, {x, offsets, experts.w3}, {up});
+  using X = typename stored::activation;
+  if (gate.data) {
+    using product = grouped_linear<T, S, typename stored::expert, X>;
+    const auto x_in = as_activation<X>(p, w, x);
+    product::forward(p, {x_in, offsets, experts.w1}, {gate});
+    product::forward(p, {x_in, offsets, experts.w3}, {up});
+  }
   if (!y.data) return;
-  swiglu<T, S>::forward(p, {gate, up, weights, M.swiglu_limit}, {h});
-  product::forward(p, {as_activation<typename stored::activation>(p, w, h), offsets, experts.w2}, {y});
+  if (gate.data)
+    swiglu<T, S>::forward(p, {gate, up, weights, M.swiglu_limit}, {h});
+  else
+    grouped_gated_linear<T, S, typename stored::expert, X>::forward(
+        p, w, {x, offsets, experts.w1, experts.w3, weights, M.swiglu_limit}, {h});
+  grouped_activation_linear<T, S, typename stored::expert, X>::forward(p, w, {h, offsets, experts.w2}, {y});
 }
 }  // namespace detail
 
@@ -128,15 +135,18 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
   {
     const workspace_scope shared(w);
     using product = linear<T, S, typename stored::linear, X>;
-    const auto gate = kept_or(keep.shared_gate, rows, inner), up = kept_or(keep.shared_up, rows, inner);
-    const auto h = training ? take<T>(w, rows, inner) : gate;
-    const auto x_in = as_activation<X>(p, w, x);
-    product::forward(p, {x_in, parameters.shared_w1}, {gate});
-    product::forward(p, {x_in, parameters.shared_w3}, {up});
-    if (y.data) {
-      swiglu<T, S>::forward(p, {gate, up, {}, M.swiglu_limit}, {h});
-      product::forward(p, {as_activation<X>(p, w, h), parameters.shared_w2}, {y});
+    const auto h = take<T>(w, rows, inner);
+    if (training) {
+      const auto x_in = as_activation<X>(p, w, x);
+      product::forward(p, {x_in, parameters.shared_w1}, {keep.shared_gate});
+      product::forward(p, {x_in, parameters.shared_w3}, {keep.shared_up});
+      if (y.data) swiglu<T, S>::forward(p, {keep.shared_gate, keep.shared_up, {}, M.swiglu_limit}, {h});
+    } else {
+      gated_linear<T, S, typename stored::linear, X>::forward(
+          p, w, {x, parameters.shared_w1, parameters.shared_w3, M.swiglu_limit}, {h});
     }
+    if (y.data)
+      activation_linear<T, S, typename stored::linear, X>::forward(p, w, {h, parameters.shared_w2}, {y});
   }
 
   const auto offsets = take<std::int64_t>(w, count + 1);
@@ -144,15 +154,13 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
   const auto x_sorted = take<T>(w, pairs, width);
   const auto y_sorted = y.data ? take<T>(w, pairs, width) : matrix_view<T, S>();
   const auto weight_sorted = take<T>(w, pairs);
-  const auto gate = kept_or(keep.gate, pairs, inner), up = kept_or(keep.up, pairs, inner);
-  const auto h = training ? take<T>(w, pairs, inner) : gate;
+  const auto h = take<T>(w, pairs, inner);
   expert_dispatch<T, S>::forward(p, {x, chosen, weights}, {offsets, order, x_sorted, weight_sorted});
-  const auto x_in = as_activation<X>(p, w, x_sorted);
   const auto run = [&](const auto& experts, vector_view<const std::int64_t, S> own, std::int64_t first,
                        std::int64_t n) {
-    detail::run_experts<M, Q, T, S>(p, w, experts, own, x_in.rows(first, n), weight_sorted.rows(first, n),
-                                    gate.rows(first, n), up.rows(first, n), h.rows(first, n),
-                                    y.data ? y_sorted.rows(first, n) : y_sorted);
+    const auto part = [&](const matrix_view<T, S>& m) { return m.data ? m.rows(first, n) : m; };
+    detail::run_experts<M, Q, T, S>(p, w, experts, own, x_sorted.rows(first, n), weight_sorted.rows(first, n),
+                                    part(keep.gate), part(keep.up), h.rows(first, n), part(y_sorted));
   };
   if constexpr (S == space::host) {
     if (parameters.source) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv4/blocks/moe.hpp>
+#include <dsv4/ops/activation.hpp>
 
 #include <cstdint>
 

@@ -2,6 +2,7 @@
 /// The policy that computes on an NVIDIA GPU, on one stream.
 #pragma once
 
+#include <dsv4/exec/cuda_early_start.cuh>
 #include <dsv4/exec/cuda_error.cuh>
 #include <dsv4/exec/cuda_matmul.cuh>
 #include <dsv4/exec/cuda_memory.cuh>
@@ -74,6 +75,9 @@ class cuda {
     bool check_every_launch = false;
     /// Tell profilers which block queues what: NVTX ranges, nested as blocks are, on the thread that queues.
     bool profile_ranges = false;
+    /// A kernel's blocks start, and wait, while the kernel before ends. Same results, less time between
+    /// kernels.
+    bool early_starts = true;
   };
 
   /// With a stream of its own. Throws cuda_error where there is no GPU, or too old a driver.
@@ -99,18 +103,24 @@ class cuda {
   /// What is queued until the range ends belongs to `name`, where options::profile_ranges asks for that.
   [[nodiscard]] nvtx_range range(const char* name) const { return {name, context_->profile_ranges}; }
 
-  /// Queues kernel<<<grid, block, shared>>>(arguments...) for the op `where`; an empty grid is no launch.
+  /// Queues kernel<<<grid, block, shared>>>(arguments...) for the op `where`; an empty grid is no launch. The
+  /// kernel begins with wait_for_previous_kernels(), or the policy was made without early_starts.
   template <class... Parameters, class... Arguments>
   void launch(const detail::call_site& where, void (*kernel)(Parameters...), dim3 grid, dim3 block,
               std::size_t shared, Arguments&&... arguments) const {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    if (shared > (std::size_t{48} << 10))
+    if (shared > (std::size_t{32} << 10))  // 48 KiB with what the kernel has of its own
       detail::check_cuda(
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
           where);
     cudaLaunchConfig_t config{};
     config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared;
     config.stream = stream();
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = context_->early_starts.allow(where, kernel) ? 1 : 0;
     detail::check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
     if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
   }
@@ -133,6 +143,7 @@ class cuda {
           owns_stream(own),
           check_every_launch(o.check_every_launch),
           profile_ranges(o.profile_ranges),
+          early_starts(o.early_starts && device.major >= 9),
           scratch(static_cast<std::int64_t>(o.scratch_bytes)) {
       if (own)
         detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "exec::cuda", at);
@@ -145,6 +156,7 @@ class cuda {
     cuda_device device;
     cudaStream_t stream;
     bool owns_stream, check_every_launch, profile_ranges;
+    cuda_early_starts early_starts;
     device_buffer<std::byte> scratch;
     cuda_matmul matmul;
   };

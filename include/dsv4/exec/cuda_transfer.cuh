@@ -14,6 +14,7 @@ namespace dsv4 {
 namespace detail {
 template <class T>
 __global__ void __launch_bounds__(256) fill_kernel(T* to, std::int64_t count, T value) {
+  wait_for_previous_kernels();
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
        i += std::int64_t{gridDim.x} * blockDim.x)
     to[i] = value;

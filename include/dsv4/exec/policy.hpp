@@ -26,6 +26,11 @@ struct kernel {
                 "specialise dsv4::kernel<Op, Policy> for your own policy");
 };
 
+/// Whether policy `P` has kernels of its own for `Op`, which is otherwise a row of other ops under `P`: the
+/// same bits as these. Specialised beside such kernels, which are free to round less in between.
+template <class Op, class P>
+inline constexpr bool has_fused_kernel = false;
+
 namespace detail {
 struct no_range {
   ~no_range() {}  // so that nobody calls it unused

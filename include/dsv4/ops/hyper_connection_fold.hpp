@@ -13,11 +13,6 @@
 
 namespace dsv4 {
 
-/// Whether policy `P` has kernels of its own for `Op`, which is otherwise a row of other ops under `P`: the
-/// same bits as these. Specialised beside such kernels, which are free to round less in between.
-template <class Op, class P>
-inline constexpr bool has_fused_kernel = false;
-
 /// u = norm(sum_i pre_i X_i) with the coefficients pre, post, comb of z = fn . vec(X): `linear`,
 /// `hyper_connection_gates`, `hyper_connection_collapse`, `rms_norm`, in this order. A collapse has `pre`
 /// alone, as in `hyper_connection_gates`.

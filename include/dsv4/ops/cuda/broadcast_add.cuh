@@ -11,6 +11,7 @@ namespace detail {
 template <class T>
 __global__ void __launch_bounds__(256)
     broadcast_add_kernel(matrix_view<const T, space::device> e, tensor_view<T, space::device> x) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   const std::int64_t width = x.extent[2], count = x.extent[0] * width;
   for (std::int64_t j = global_thread(); j < count; j += global_threads()) {
@@ -23,6 +24,7 @@ __global__ void __launch_bounds__(256)
 template <class T>
 __global__ void __launch_bounds__(256)
     broadcast_add_backward_kernel(tensor_view<const T, space::device> dy, matrix_view<T, space::device> de) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   const std::int64_t width = dy.extent[2];
   for (std::int64_t j = global_thread(); j < dy.extent[0] * width; j += global_threads()) {

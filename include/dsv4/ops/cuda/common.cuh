@@ -104,4 +104,14 @@ __device__ A block_sum(A value, A* partial) {
   return sum;
 }
 
+/// c += a b: 16 x 16 times 16 x 8, in the layout of mma.m16n8k16.
+__device__ __forceinline__ void multiply_16x8(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
+                                              std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                                              std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 }  // namespace dsv4::detail

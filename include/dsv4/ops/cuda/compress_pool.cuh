@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(32 * Slots)
     compress_pool_kernel(matrix_view<const T, space::device> kv, matrix_view<const T, space::device> gate,
                          matrix_view<const T, space::device> bias, std::int64_t first_position,
                          std::int64_t first_entry, bool overlap, matrix_view<T, space::device> y) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   struct part {
     A top, sum, value;
@@ -59,6 +60,7 @@ __global__ void __launch_bounds__(128)
     compress_pool_backward_kernel(typename compress_pool<T, space::device>::inputs in,
                                   matrix_view<const T, space::device> dy, matrix_view<T, space::device> dkv,
                                   matrix_view<T, space::device> dgate) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   const std::int64_t m = in.bias.extent[0], width = dy.extent[1];
   for (std::int64_t j = global_thread(); j < dy.extent[0] * width; j += global_threads()) {
@@ -93,6 +95,7 @@ template <class T>
 __global__ void __launch_bounds__(256)
     compress_bias_kernel(matrix_view<const T, space::device> dgate, std::int64_t first_position,
                          matrix_view<T, space::device> dbias) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   __shared__ A sums[8][33];
   const std::int64_t m = dbias.extent[0], r = blockIdx.y, c = std::int64_t{blockIdx.x} * 32 + threadIdx.x;

@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(256)
     copy_rows_kernel(matrix_view<const T, space::device> source, std::int64_t source_first,
                      std::int64_t destination_first, std::int64_t count,
                      matrix_view<T, space::device> destination) {
+  wait_for_previous_kernels();
   using P = pack<T, N>;
   const std::int64_t packs = source.extent[1] / N;
   for (std::int64_t i = global_thread(); i < count * packs; i += global_threads()) {

@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(256)
     cross_entropy_kernel(matrix_view<const accumulator<T>, space::device> z,
                          vector_view<const std::int32_t, space::device> targets,
                          vector_view<T, space::device> loss, vector_view<T, space::device> all_lse) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   __shared__ A partial[8], tops[8];
   const std::int64_t t = blockIdx.x, vocabulary = z.extent[1];
@@ -44,6 +45,7 @@ __global__ void __launch_bounds__(256)
                                   vector_view<const T, space::device> lse,
                                   vector_view<const T, space::device> dloss,
                                   matrix_view<T, space::device> dz) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   __shared__ A partial[8];
   const std::int64_t t = blockIdx.x, target = targets(t);

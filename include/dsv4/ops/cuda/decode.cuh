@@ -22,11 +22,9 @@ struct pair_scale {
 
   /// `offset` is 120 or more, so the power is a normal number.
   __device__ pair_scale(int offset, e8m0 scale) {
-    const int exponent = offset + scale.exponent();
-    const float rest = exponent > 127 ? __uint_as_float(static_cast<unsigned>(exponent) << 23) : 1.0f;
-    const float most = __uint_as_float(static_cast<unsigned>(min(exponent, 127) + 127) << 23);
-    first = pair(scale.is_nan() ? not_a_number<float> : most);
-    second = pair(rest);
+    const int biased = offset + scale.bits;  // exponents of bf16 end at 254
+    first = scale.is_nan() ? 0x7FC07FC0u : pair(min(biased, 254));
+    second = pair(max(biased, 254) - 127);
   }
   __device__ bool in_two_steps() const { return second != 0x3F803F80u; }
   __device__ std::uint32_t apply(std::uint32_t bits) const {
@@ -35,9 +33,8 @@ struct pair_scale {
   }
 
  private:
-  __device__ static std::uint32_t pair(float v) {
-    const std::uint32_t high = __float_as_uint(v) >> 16;
-    return high << 16 | high;
+  __device__ static std::uint32_t pair(int exponent) {
+    return static_cast<std::uint32_t>(exponent) * 0x00800080u;
   }
 };
 

@@ -12,6 +12,7 @@ template <class T, class W>
 __global__ void __launch_bounds__(256)
     embedding_kernel(vector_view<const std::int32_t, space::device> tokens,
                      matrix_view<const W, space::device> table, tensor_view<T, space::device> x) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   const std::int64_t t = blockIdx.x;
   const std::int64_t id = tokens(t);
@@ -27,6 +28,7 @@ template <class T>
 __global__ void __launch_bounds__(128)
     embedding_backward_kernel(vector_view<const std::int32_t, space::device> tokens,
                               tensor_view<const T, space::device> dx, matrix_view<T, space::device> dtable) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   __shared__ unsigned same[4];
   const std::int64_t t = blockIdx.x, count = tokens.extent[0];

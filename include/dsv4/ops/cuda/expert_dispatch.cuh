@@ -9,18 +9,23 @@ namespace dsv4 {
 
 namespace detail {
 inline constexpr int expert_threads = 512;
+/// Up to so many pairs of a token and an expert are sorted and gathered, or found and summed, by one kernel.
+inline constexpr int few_pairs = expert_threads, most_summed = 64;
 
 /// Block e finds the rows of expert e by itself: it counts the pairs of smaller experts, then places its own
 /// in their order. Every block reads all pairs, which are few; no block waits for another. Block E writes the
-/// last offset. `experts` and `weights` are dense.
-template <class T>
+/// last offset. `experts` and `weights` are dense. With `x_sorted` the block brings its rows too.
+template <class T, int N>
 __global__ void __launch_bounds__(expert_threads)
     expert_sort_kernel(const std::int32_t* experts, const T* weights, int pairs,
                        vector_view<std::int64_t, space::device> offsets,
                        vector_view<std::int64_t, space::device> order,
-                       vector_view<T, space::device> weight_sorted) {
+                       vector_view<T, space::device> weight_sorted, matrix_view<const T, space::device> x,
+                       int k, matrix_view<T, space::device> x_sorted) {
+  wait_for_previous_kernels();
+  using P = pack<T, N>;
   constexpr int warps = expert_threads / 32;
-  __shared__ int partial[warps], warp_count[warps];
+  __shared__ int partial[warps], warp_count[warps], members[expert_threads];
   const int e = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32, warp = thread / 32;
   int smaller = 0;
@@ -45,6 +50,16 @@ __global__ void __launch_bounds__(expert_threads)
     if (mine) {
       order(row + before) = pair;
       weight_sorted(row + before) = weights[pair];
+      members[before] = pair;
+    }
+    if (x_sorted.data) {
+      __syncthreads();
+      const int packs = static_cast<int>(x.extent[1]) / N;
+      for (int i = thread; i < all * packs; i += expert_threads) {
+        const P* const from = reinterpret_cast<const P*>(x.data + members[i / packs] / k * x.stride[0]);
+        reinterpret_cast<P*>(x_sorted.data + (row + i / packs) * x_sorted.stride[0])[i % packs] =
+            from[i % packs];
+      }
     }
     row += all;
   }
@@ -55,6 +70,7 @@ __global__ void __launch_bounds__(256)
     expert_gather_kernel(matrix_view<const T, space::device> x,
                          vector_view<const std::int64_t, space::device> order, std::int64_t k,
                          matrix_view<T, space::device> x_sorted) {
+  wait_for_previous_kernels();
   using P = pack<T, N>;
   const std::int64_t r = blockIdx.x, packs = x.extent[1] / N;
   const P* from = reinterpret_cast<const P*>(x.data + order(r) / k * x.stride[0]);
@@ -65,18 +81,18 @@ __global__ void __launch_bounds__(256)
 __global__ static void __launch_bounds__(256)
     expert_inverse_kernel(vector_view<const std::int64_t, space::device> order,
                           vector_view<std::int64_t, space::device> inverse) {
+  wait_for_previous_kernels();
   for (std::int64_t r = global_thread(); r < order.extent[0]; r += global_threads()) inverse(order(r)) = r;
 }
 
-template <class T, int N>
-__global__ void __launch_bounds__(256)
-    expert_combine_kernel(matrix_view<const T, space::device> y,
-                          vector_view<const std::int64_t, space::device> inverse,
-                          matrix_view<const T, space::device> shared, std::int64_t k,
-                          matrix_view<T, space::device> out) {  // shared may be empty
+/// out[t, :] = shared[t, :] + sum over j < k of y[row(j), :].
+template <class T, int N, class Row>
+__device__ void sum_rows(const matrix_view<const T, space::device>& y, const Row& row,
+                         const matrix_view<const T, space::device>& shared, std::int64_t k, std::int64_t t,
+                         const matrix_view<T, space::device>& out) {  // shared may be empty
   using A = accumulator<T>;
   using P = pack<T, N>;
-  const std::int64_t t = blockIdx.x, packs = out.extent[1] / N;
+  const std::int64_t packs = out.extent[1] / N;
   for (std::int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
     A sum[N] = {};
     if (shared.data) {
@@ -86,7 +102,7 @@ __global__ void __launch_bounds__(256)
     }
 #pragma unroll 6
     for (std::int64_t j = 0; j < k; ++j) {  // loads of several rows at a time
-      const P v = *reinterpret_cast<const P*>(&y(inverse(t * k + j), i * N));
+      const P v = *reinterpret_cast<const P*>(&y(row(j), i * N));
 #pragma unroll
       for (int c = 0; c < N; ++c) sum[c] += widened<A>(v.value[c]);
     }
@@ -97,11 +113,43 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    expert_combine_kernel(matrix_view<const T, space::device> y,
+                          vector_view<const std::int64_t, space::device> inverse,
+                          matrix_view<const T, space::device> shared, std::int64_t k,
+                          matrix_view<T, space::device> out) {
+  wait_for_previous_kernels();
+  const std::int64_t t = blockIdx.x;
+  sum_rows<T, N>(
+      y, [&](std::int64_t j) { return inverse(t * k + j); }, shared, k, t, out);
+}
+
+/// expert_combine_kernel and expert_inverse_kernel at once: a block looks for its token's rows.
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    expert_find_kernel(matrix_view<const T, space::device> y,
+                       vector_view<const std::int64_t, space::device> order,
+                       matrix_view<const T, space::device> shared, int k,
+                       vector_view<std::int64_t, space::device> inverse, matrix_view<T, space::device> out) {
+  wait_for_previous_kernels();
+  __shared__ int rows[most_summed];
+  const std::int64_t t = blockIdx.x;
+  for (int r = static_cast<int>(threadIdx.x); r < order.extent[0]; r += 256) {
+    const std::int64_t pair = order(r);
+    if (pair / k == t) rows[pair % k] = r, inverse(pair) = r;
+  }
+  __syncthreads();
+  sum_rows<T, N>(
+      y, [&](std::int64_t j) { return rows[j]; }, shared, k, t, out);
+}
+
 template <class T>
 __global__ void __launch_bounds__(256)
     expert_weights_kernel(vector_view<const T, space::device> sorted,
                           vector_view<const std::int64_t, space::device> inverse,
                           matrix_view<T, space::device> weights) {
+  wait_for_previous_kernels();
   const std::int64_t k = weights.extent[1];
   for (std::int64_t pair = global_thread(); pair < inverse.extent[0]; pair += global_threads())
     weights(pair / k, pair % k) = sorted(inverse(pair));
@@ -151,11 +199,20 @@ struct kernel<expert_dispatch<T, space::device>, exec::cuda> {
     const std::int64_t pairs = out.order.extent[0];
     expect(in.experts.dense() && in.weights.dense() && pairs < (std::int64_t{1} << 31), "expert_dispatch",
            "experts and weights", "dense arrays of less than 2^31", pairs);
-    p.launch("expert_dispatch", detail::expert_sort_kernel<T>,
-             dim3(static_cast<unsigned>(out.offsets.extent[0])), detail::expert_threads, 0, in.experts.data,
-             in.weights.data, static_cast<int>(pairs), out.offsets, out.order, out.weight_sorted);
-    detail::launch_expert_gather<T>(p, "expert_dispatch", in.x, out.order, in.experts.extent[1],
-                                    out.x_sorted);
+    const bool few = pairs <= detail::few_pairs;
+    const auto sort = [&](auto kernel) {
+      p.launch("expert_dispatch", kernel, dim3(static_cast<unsigned>(out.offsets.extent[0])),
+               detail::expert_threads, 0, in.experts.data, in.weights.data, static_cast<int>(pairs),
+               out.offsets, out.order, out.weight_sorted, in.x, static_cast<int>(in.experts.extent[1]),
+               few ? out.x_sorted : matrix_view<T, space::device>());
+    };
+    if (detail::all_vectorisable(in.x, out.x_sorted))
+      sort(detail::expert_sort_kernel<T, detail::vector_width<T>>);
+    else
+      sort(detail::expert_sort_kernel<T, 1>);
+    if (!few)
+      detail::launch_expert_gather<T>(p, "expert_dispatch", in.x, out.order, in.experts.extent[1],
+                                      out.x_sorted);
   }
 
   static void backward(const exec::cuda& p, basic_workspace<space::device>& w, const typename op::inputs& in,
@@ -179,6 +236,17 @@ struct kernel<expert_combine<T, space::device>, exec::cuda> {
   using op = expert_combine<T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
     const std::int64_t rows = out.out.extent[0], k = rows > 0 ? in.order.extent[0] / rows : 0;
+    if (in.order.extent[0] <= detail::few_pairs && k <= detail::most_summed) {
+      const auto find = [&](auto kernel) {
+        p.launch("expert_combine", kernel, dim3(static_cast<unsigned>(rows)), 256, 0, in.y, in.order,
+                 in.shared, static_cast<int>(k), out.inverse, out.out);
+      };
+      if (detail::all_vectorisable(in.y, out.out) && (!in.shared.data || detail::vectorisable(in.shared)))
+        find(detail::expert_find_kernel<T, detail::vector_width<T>>);
+      else
+        find(detail::expert_find_kernel<T, 1>);
+      return;
+    }
     detail::launch_expert_inverse(p, "expert_combine", in.order, out.inverse);
     detail::launch_expert_sum<T>(p, "expert_combine", in.y, out.inverse, in.shared, k, out.out);
   }

@@ -45,6 +45,7 @@ struct alignas(1024) dweight_memory_sm90 {
 /// asks for its part of the next tile as soon as it has written the same part of this one.
 template <class XView>
 __global__ void __launch_bounds__(384, 1) dweight_sm90_kernel(dweight_problem<XView> p) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   constexpr int depth = dweight_depth_sm90, stages = dweight_stages_sm90;
   extern __shared__ __align__(1024) unsigned char raw[];

@@ -71,6 +71,7 @@ __device__ void gemm_tile_portable(const X& x, const W& weight, const matrix_vie
 template <class T, class X, class W>
 __global__ void __launch_bounds__(gemm_threads)
     linear_kernel(X x, W weight, matrix_view<T, space::device> y, bool add) {
+  wait_for_previous_kernels();
   for (std::int64_t row = std::int64_t{blockIdx.y} * gemm_tile; row < y.extent[0];
        row += std::int64_t{gridDim.y} * gemm_tile)
     gemm_tile_portable<T>(x, weight, y, row, std::int64_t{blockIdx.x} * gemm_tile, y.extent[0], add);
@@ -90,6 +91,7 @@ __host__ __device__ matrix_view<T, space::device> middle(const tensor_view<T, sp
 template <class T, class W>
 __global__ void __launch_bounds__(gemm_threads)
     batched_linear_kernel(tensor_view<const T, space::device> x, W weight, tensor_view<T, space::device> y) {
+  wait_for_previous_kernels();
   const std::int64_t g = blockIdx.z;
   const auto own = middle(y, g);
   for (std::int64_t row = std::int64_t{blockIdx.y} * gemm_tile; row < own.extent[0];
@@ -103,6 +105,7 @@ template <class T, class X, class W>
 __global__ void __launch_bounds__(gemm_threads)
     grouped_linear_kernel(X x, vector_view<const std::int64_t, space::device> offsets, W weight,
                           matrix_view<T, space::device> y) {
+  wait_for_previous_kernels();
   const std::int64_t e = blockIdx.z, end = offsets(e + 1);
   for (std::int64_t row = offsets(e) + std::int64_t{blockIdx.y} * gemm_tile; row < end;
        row += std::int64_t{gridDim.y} * gemm_tile)

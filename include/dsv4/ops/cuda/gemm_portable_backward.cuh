@@ -12,6 +12,7 @@ namespace dsv4::detail {
 template <class T, class W>
 __global__ void __launch_bounds__(gemm_threads)
     batched_dx_kernel(tensor_view<const T, space::device> dy, W weight, tensor_view<T, space::device> dx) {
+  wait_for_previous_kernels();
   const std::int64_t g = blockIdx.z;
   const auto own = middle(dx, g);
   const transposed matrix(weight[g]);
@@ -26,6 +27,7 @@ template <class T>
 __global__ void __launch_bounds__(gemm_threads)
     batched_dweight_kernel(tensor_view<const T, space::device> dy, tensor_view<const T, space::device> x,
                            tensor_view<T, space::device> dweight) {
+  wait_for_previous_kernels();
   const std::int64_t g = blockIdx.z;
   const auto own = dweight[g];
   const transposed left(middle(dy, g)), right(middle(x, g));
@@ -40,6 +42,7 @@ __global__ void __launch_bounds__(gemm_threads)
     grouped_dx_kernel(matrix_view<const T, space::device> dy,
                       vector_view<const std::int64_t, space::device> offsets, W weight,
                       matrix_view<T, space::device> dx, bool add) {
+  wait_for_previous_kernels();
   const std::int64_t e = blockIdx.z, end = offsets(e + 1);
   for (std::int64_t row = offsets(e) + std::int64_t{blockIdx.y} * gemm_tile; row < end;
        row += std::int64_t{gridDim.y} * gemm_tile)
@@ -52,6 +55,7 @@ __global__ void __launch_bounds__(gemm_threads)
     grouped_dweight_kernel(matrix_view<const T, space::device> dy,
                            vector_view<const std::int64_t, space::device> offsets, X x,
                            tensor_view<T, space::device> dweight) {
+  wait_for_previous_kernels();
   const std::int64_t e = blockIdx.z, begin = offsets(e), rows = offsets(e + 1) - begin;
   if (rows == 0) return;
   const auto own = dweight[e];

@@ -24,7 +24,9 @@ struct gemm_problem {
   int groups;
   bool add = false;  ///< y += instead
 
-  __device__ auto weight_of(int g) const {
+  __device__ auto weight_of(int g) const { return matrix_of(weight, g); }
+  /// Matrix `g` of a stack, or the matrix.
+  __device__ static auto matrix_of(const WView& weight, int g) {
     if constexpr (requires { weight[std::int64_t{0}].codes; })
       return weight[g];
     else if constexpr (requires { weight.codes; })

@@ -73,6 +73,7 @@ __device__ __forceinline__ void store_sums(const Problem& p, std::int64_t row, s
 /// multiply, 64 rows each; the third brings tiles.
 template <class T, class XView, class WView, bool Swapped>
 __global__ void __launch_bounds__(384, 1) gemm_sm90_kernel(gemm_problem<T, XView, WView, Swapped> p) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   extern __shared__ __align__(1024) unsigned char raw[];
   gemm_memory_sm90& m =

@@ -6,179 +6,198 @@
 #include <dsv4/ops/cuda/common.cuh>
 #include <dsv4/ops/cuda/decode.cuh>
 #include <dsv4/ops/cuda/gemm_problem.cuh>
+#include <dsv4/ops/cuda/loose_pairs.cuh>
+#include <dsv4/ops/cuda/sm90.cuh>
+#include <dsv4/ops/cuda/swiglu.cuh>
 
 #include <algorithm>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 
 namespace dsv4::detail {
 
 inline constexpr int gemv_warps = 8;  ///< per block
 /// Columns per warp and blocks per multiprocessor, as measured: a row alone wants many loads on their way,
-/// several rows want each decoded weight to serve more products.
+/// several rows want each decoded weight to serve more products. A warp's next `gemv_stages` reads are on
+/// their way to shared memory.
 template <int Rows>
 inline constexpr int gemv_outputs = Rows == 1 ? 2 : 4;
+template <int Rows, bool Packed>
+inline constexpr int gemv_blocks = Rows == 1 ? (Packed ? 3 : 4) : 2;
 template <int Rows>
-inline constexpr int gemv_blocks = Rows == 1 ? 4 : 2;
+inline constexpr int gemv_stages = Rows == 1 ? 4 : 3;
 
-/// How 16 bytes of storage `E` become pairs of bf16 for the matrix units, eight elements at a time. In which
-/// order a sum takes its terms is free, so pairs are made of elements that are cheap to bring together:
-/// `first(i)` and `second(i)` are the elements of pair i.
-template <class E>
-struct loose_pairs;
-
-template <>
-struct loose_pairs<bf16> {
-  static constexpr int count = 8;
-  __device__ static constexpr int first(int i) { return 2 * i; }
-  __device__ static constexpr int second(int i) { return 2 * i + 1; }
-  struct piece {
-    uint4 bits;
-  };
-  struct scale {
-    __device__ scale(const piece&) {}
-    __device__ bool in_two_steps() const { return false; }
-  };
-  template <class M>
-  __device__ static piece load(const M& m, std::int64_t r, int at) {
-    return {__ldg(reinterpret_cast<const uint4*>(m.data + r * m.stride[0]) + at)};
-  }
-  __device__ static void decode(const piece& p, int, const scale&, bool, std::uint32_t (&out)[4]) {
-    out[0] = p.bits.x, out[1] = p.bits.y, out[2] = p.bits.z, out[3] = p.bits.w;
-  }
+/// What one launch multiplies x by beside problem.weight: nothing.
+struct gemv_alone {
+  static constexpr bool beside = false, gated = false;
+};
+/// A second product, y = x weight^T.
+template <class T, class WView>
+struct gemv_beside {
+  static constexpr bool beside = true, gated = false;
+  WView weight;
+  matrix_view<T, space::device> y;
+};
+/// A gate: the result is swiglu(x gate^T, x weight^T) times the row's weight, where there is one. Both
+/// products are rounded to T first, as those of single ops are.
+template <class T, class WView>
+struct gemv_gated {
+  static constexpr bool beside = false, gated = true;
+  WView weight;  // the gate is problem.weight
+  vector_view<const T, space::device> row_weight;
+  double limit;
 };
 
-template <block_format F>
-struct loose_pairs<F> {
-  static constexpr int count = codes_per_16<F>;
-  static_assert(F::block_columns % count == 0, "dsv4: 16 bytes of codes have one scale");
-  __device__ static constexpr int first(int i) { return F::packed ? i : i % 2 + i / 2 * 4; }
-  __device__ static constexpr int second(int i) { return first(i) + (F::packed ? 4 : 2); }
-  struct piece {
-    uint4 bits;
-    e8m0 stored;
-  };
-  struct scale : pair_scale {
-    __device__ scale(const piece& p) : pair_scale(F::packed ? 126 : 120, p.stored) {}
-  };
-  template <class M>
-  __device__ static piece load(const M& m, std::int64_t r, int at) {
-    return {__ldg(reinterpret_cast<const uint4*>(m.row(r)) + at),
-            m.row_scales(r)[at * count / F::block_columns]};
+/// The columns that the warps of a block go through, some at a time: a unit, which has `Outputs` rows of
+/// weights. Matrices are looked up again whenever they are needed: registers are scarcer than L1.
+template <class T, class XView, class WView, class Second, int Outputs>
+struct gemv_columns {
+  using problem = gemm_problem<T, XView, WView>;
+  using W = loose_pairs<typename view_storage<WView>::type>;
+  static constexpr bool gated = Second::gated;
+  static constexpr int per_unit = gated ? Outputs / 2 : Outputs;
+  const problem& p;
+  const Second& second;
+  int group;
+
+  /// Of all products together.
+  __device__ int count() const {
+    int n = static_cast<int>(p.y.extent[1]);
+    if constexpr (Second::beside) n += static_cast<int>(second.y.extent[1]);
+    return n;
   }
-  /// Elements 8 part to 8 part + 7.
-  __device__ static void decode(const piece& p, int part, const scale& s, bool in_two_steps,
-                                std::uint32_t (&out)[4]) {
-    const std::uint32_t word[4] = {p.bits.x, p.bits.y, p.bits.z, p.bits.w};
-    if constexpr (F::packed) {
-      const std::uint32_t w = word[part];  // code i in bits 4 i to 4 i + 3
-      out[0] = (w << 12 & 0x80008000u) | (w << 6 & 0x01C001C0u);
-      out[1] = (w << 8 & 0x80008000u) | (w << 2 & 0x01C001C0u);
-      out[2] = (w << 4 & 0x80008000u) | (w >> 2 & 0x01C001C0u);
-      out[3] = (w & 0x80008000u) | (w >> 6 & 0x01C001C0u);
-    } else {
+  __device__ int units() const { return (count() + per_unit - 1) / per_unit; }
+  /// The weights of output o of a unit; a unit's columns beyond the last one are the last one again.
+  __device__ typename W::row row(int unit, int o) const {
+    int column = min(unit * per_unit + (gated ? o / 2 : o), count() - 1);
+    if constexpr (gated)
+      if (o % 2) return W::row_of(problem::matrix_of(second.weight, group), column);
+    if constexpr (Second::beside) {
+      column -= static_cast<int>(p.y.extent[1]);
+      if (column >= 0) return W::row_of(problem::matrix_of(second.weight, group), column);
+      column += static_cast<int>(p.y.extent[1]);
+    }
+    return W::row_of(p.weight_of(group), column);
+  }
+  /// Stores the products of a unit for row r.
+  __device__ void store(int unit, std::int64_t r, const float (&value)[Outputs]) const {
+    T* const y = p.y.data + group * p.y_batch + r * p.y.stride[0];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t w = word[2 * part + half];
-        out[2 * half] = (w << 8 & 0x80008000u) | (w << 4 & 0x07F007F0u);
-        out[2 * half + 1] = (w & 0x80008000u) | (w >> 4 & 0x07F007F0u);
+    for (int i = 0; i < per_unit; ++i) {
+      const int column = unit * per_unit + i;
+      if (column >= count()) break;
+      if constexpr (gated) {
+        const float weight = second.row_weight.data ? widened<float>(second.row_weight(r)) : 1.0f;
+        const auto rounded = [](float v) { return widened<float>(narrowed<T>(v)); };
+        y[column] = narrowed<T>(
+            swiglu_value(rounded(value[2 * i]), rounded(value[2 * i + 1]), static_cast<float>(second.limit)) *
+            weight);
+      } else {
+        if constexpr (Second::beside)
+          if (column >= p.y.extent[1]) {
+            second.y(r, column - p.y.extent[1]) = narrowed<T>(value[i]);
+            continue;
+          }
+        y[column] = narrowed<T>(value[i]);
       }
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = multiply_pair(out[i], s.first);
-    if (in_two_steps)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[i] = multiply_pair(out[i], s.second);
   }
 };
 
-template <class V>
-struct view_storage {
-  using type = typename V::format;
-};
-template <class U, int R>
-struct view_storage<view<U, R, space::device>> {
-  using type = std::remove_const_t<U>;
-};
-
-/// Elements [16-byte piece `piece`] of row r, as pairs of bf16 in their order.
-template <class M, int N>
-__device__ __forceinline__ void load_piece(const M& m, std::int64_t r, int piece, std::uint32_t (&out)[N]) {
-  if constexpr (requires { m.codes; }) {
-    using F = typename M::format;
-    const uint4 codes = __ldg(reinterpret_cast<const uint4*>(m.row(r)) + piece);
-    decode_16<F>(codes, m.row_scales(r)[piece * codes_per_16<F> / F::block_columns], out);
-  } else {
-    const uint4 v = __ldg(reinterpret_cast<const uint4*>(m.data + r * m.stride[0]) + piece);
-    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
-  }
-}
-
-/// c += a b: 16 x 16 times 16 x 8, in the layout of mma.m16n8k16.
-__device__ __forceinline__ void multiply_16x8(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
-                                              std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
-                                              std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+/// Brings the first weights of this warp to the L2 cache, a line per lane, where they do not depend on what a
+/// kernel before writes. (A table of matrices comes from the host, by a copy that no kernel overtakes.)
+template <int Rows, class T, class XView, class WView, class Second>
+__device__ void prefetch_weights(const gemm_problem<T, XView, WView>& p, const Second& second, int splits) {
+  constexpr int outputs = gemv_outputs<Rows>, lines = 32 / outputs;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const gemv_columns<T, XView, WView, Second, outputs> columns{p, second, static_cast<int>(blockIdx.z)};
+  const int unit = (static_cast<int>(blockIdx.x) * gemv_warps + warp) / splits;
+  if (p.offsets || unit >= columns.units()) return;
+  const int pieces = static_cast<int>(p.x.extent[1]) / decltype(columns)::W::count,
+            each = (pieces + 32 * splits - 1) / (32 * splits) * 32,
+            at = warp % splits * each + lane % lines * 8;
+  if (at < pieces)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(columns.row(unit, lane / lines).pieces + at));
 }
 
 /// Block (columns, slot, batch). With offsets a slot is a row, whose block runs the up to `Rows` rows of its
 /// group that begin with it, or, where there are fewer groups than rows, a group, whose rows the block runs
 /// `Rows` at a time. Without offsets a slot is `Rows` rows, and blockIdx.z the group.
 ///
-/// A warp reads 512 bytes of a column's weights at once, a piece per lane. Lane 4 g + l is row g, and for a
-/// second column row g + 8, of the matrix unit's first operand, and its piece of x column g of the second:
-/// the diagonal of the product is what each four lanes' pieces sum up to, and nobody needs the rest.
-template <class T, class XView, class WView, int Rows>
-__global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows>)
-    gemv_kernel(gemm_problem<T, XView, WView> p, bool slots_are_groups) {
+/// A warp reads 512 bytes of a column's weights at once, a piece per lane, and has the next reads, of its
+/// next columns too, on their way. Lane 4 g + l is row g, and for a second column row g + 8, of the matrix
+/// unit's first operand, and its piece of x column g of the second: the diagonal of the product is what each
+/// four lanes' pieces sum up to, and nobody needs the rest. `splits` warps share a column's weights where
+/// columns are few; their sums are added in order.
+template <class T, class XView, class WView, int Rows, class Second>
+__global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_storage<WView>>)
+    gemv_kernel(gemm_problem<T, XView, WView> p, Second second, bool slots_are_groups, int splits) {
+  prefetch_weights<Rows>(p, second, splits);
+  wait_for_previous_kernels();
+  constexpr int outputs = gemv_outputs<Rows>, stages = gemv_stages<Rows>;
   extern __shared__ __align__(16) unsigned char memory[];
-  uint4* const shared_x = reinterpret_cast<uint4*>(memory);  // (Rows, parts of a piece, pieces)
+  __shared__ float sums[2][gemv_warps][Rows][outputs];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4,
+            l = lane % 4;
   const std::int64_t slot = blockIdx.y;
   std::int64_t begin = 0, end = 0;  // the rows of this block
   int group = static_cast<int>(blockIdx.z);
   if (!p.offsets) {
     begin = slot * Rows;
     end = min(p.y.extent[0], begin + Rows);
-  } else if (slots_are_groups) {
-    group = static_cast<int>(slot);
-    begin = p.offsets[group], end = p.offsets[group + 1];
   } else {
-    int low = 0, high = p.groups;  // the group of this row
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (p.offsets[middle] <= slot ? low : high) = middle;
+    if (slots_are_groups) {
+      group = static_cast<int>(slot);
+    } else {  // the group of this row: as many end before it
+      for (int e = thread; e - thread < p.groups; e += 32 * gemv_warps)
+        group += __syncthreads_count(e < p.groups && p.offsets[e + 1] <= slot);
+      if (group >= p.groups || (slot - p.offsets[group]) % Rows != 0) return;
     }
-    group = low;
-    if ((slot - p.offsets[group]) % Rows != 0) return;
-    begin = slot, end = min(slot + Rows, p.offsets[group + 1]);
+    begin = slots_are_groups ? p.offsets[group] : slot;
+    end = slots_are_groups ? p.offsets[group + 1] : min(slot + Rows, p.offsets[group + 1]);
   }
   if (begin >= end) return;
 
   auto x = p.x;
   if constexpr (requires { x.stride; }) x.data += group * p.x_batch;
-  const auto weight = p.weight_of(group);
-  using W = loose_pairs<typename view_storage<std::remove_const_t<decltype(weight)>>::type>;
+  const gemv_columns<T, XView, WView, Second, outputs> columns{p, second, group};
+  using W = typename decltype(columns)::W;
   using X = loose_pairs<typename view_storage<XView>::type>;
-  constexpr int parts = W::count / 8, outputs = gemv_outputs<Rows>;
+  constexpr int eighths = W::count / 8;
   const int inner = static_cast<int>(x.extent[1]), pieces = inner / W::count;
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, l = lane % 4;
-  const std::int64_t columns = p.y.extent[1],
-                     first = (std::int64_t{blockIdx.x} * gemv_warps + threadIdx.x / 32) * outputs;
-  const auto ask = [&](int at, typename W::piece(&to)[outputs]) {
-#pragma unroll
-    for (int o = 0; o < outputs; ++o)
-      to[o] = W::load(weight, min(first + o, columns - 1), min(at, pieces - 1));
-  };
+  uint4* const shared_x = reinterpret_cast<uint4*>(memory);  // (Rows, eighths, pieces)
+  uint4* const ring = shared_x + Rows * eighths * pieces + warp * (stages * outputs * 32) + lane;
+  // This warp's part of every column, and its units.
+  const int each = (pieces + 32 * splits - 1) / (32 * splits) * 32, first_piece = warp % splits * each;
+  const int stride = static_cast<int>(gridDim.x) * gemv_warps / splits,
+            block_unit = static_cast<int>(blockIdx.x) * gemv_warps / splits, units = columns.units();
+  const int rounds = block_unit < units ? (units - 1 - block_unit) / stride + 1 : 0;
+  const int steps = rounds * (each / 32);
 
   for (std::int64_t row = begin; row < end; row += Rows) {
     const int rows = static_cast<int>(min(end - row, std::int64_t{Rows}));
-    typename W::piece next[outputs];
-    ask(lane, next);  // on their way while x is brought
+    int asked_unit = block_unit + warp / splits, unit = asked_unit, asked_piece = 0, piece = 0;
+    typename W::row from[outputs];
+    typename W::stored_scale scale[stages][outputs];
+    const auto ask = [&](int stage, int step) {
+      if (step < steps) {
+#pragma unroll
+        for (int o = 0; o < outputs; ++o) {
+          if (asked_piece == 0) from[o] = columns.row(asked_unit, o);
+          const int at = min(first_piece + asked_piece + lane, pieces - 1);
+          copy_16(shared_address(ring + (stage * outputs + o) * 32), from[o].pieces + at, true);
+          scale[stage][o] = from[o].scale_of(at);
+        }
+        asked_piece += 32;
+        if (asked_piece >= each) asked_piece = 0, asked_unit += stride;
+      }
+      end_copy_group();
+    };
+    ask(0, 0);  // on its way while x is brought
     if (row > begin) __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < Rows * (inner / X::count); i += 32 * gemv_warps) {
+    for (int i = thread; i < Rows * (inner / X::count); i += 32 * gemv_warps) {
       const int r = i / (inner / X::count), at = i % (inner / X::count);
       std::uint32_t out[X::count / 2] = {};
       if (r < rows) load_piece(x, row + r, at, out);
@@ -192,72 +211,130 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows>)
           pair[k] = __byte_perm(out[4 * j + W::first(k) / 2], out[4 * j + W::second(k) / 2],
                                 half(W::first(k)) | (half(W::second(k)) + 0x44u) << 8);
         }
-        shared_x[(r * parts + eighth % parts) * pieces + eighth / parts] =
+        shared_x[(r * eighths + eighth % eighths) * pieces + eighth / eighths] =
             make_uint4(pair[0], pair[1], pair[2], pair[3]);
       }
     }
+#pragma unroll
+    for (int s = 1; s < stages; ++s) ask(s, s);
     __syncthreads();
 
     float c[outputs / 2][Rows][4] = {};
-    for (int base = 0; base < pieces; base += 32) {
-      typename W::piece now[outputs];
+    int buffer = 0;
+    for (int base = 0; base < steps; base += stages) {
 #pragma unroll
-      for (int o = 0; o < outputs; ++o) now[o] = next[o];
-      if (base + 32 < pieces) ask(base + 32 + lane, next);
-      const bool valid = base + lane < pieces;
+      for (int s = 0; s < stages; ++s) {
+        if (base + s >= steps) break;
+        wait_for_copy_groups<stages - 1>();
+        const int at = first_piece + piece + lane;
 #pragma unroll
-      for (int pair = 0; pair < outputs / 2; ++pair) {
-        const typename W::scale s0(now[2 * pair]), s1(now[2 * pair + 1]);
-        const bool two = __any_sync(0xFFFFFFFFu, s0.in_two_steps() || s1.in_two_steps());
+        for (int pair = 0; pair < outputs / 2; ++pair) {
+          const uint4 now0 = ring[(s * outputs + 2 * pair) * 32],
+                      now1 = ring[(s * outputs + 2 * pair + 1) * 32];
+          // Beyond the last piece lies what may be NaN.
+          const typename W::scale s0(scale[s][2 * pair], at < pieces),
+              s1(scale[s][2 * pair + 1], at < pieces);
+          const auto multiply = [&](auto in_two_steps) {
+            constexpr bool two = decltype(in_two_steps)::value;
 #pragma unroll
-        for (int part = 0; part < parts; ++part) {
-          std::uint32_t a0[4], a1[4];
-          W::decode(now[2 * pair], part, s0, two, a0);
-          W::decode(now[2 * pair + 1], part, s1, two, a1);
-          if (!valid)  // another lane's piece, which may be NaN
+            for (int part = 0; part < eighths; ++part) {
+              std::uint32_t a0[4], a1[4];
+              W::decode(now0, part, s0, two, a0);
+              W::decode(now1, part, s1, two, a1);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) a0[i] = a1[i] = 0;
+              for (int r = 0; r < Rows; ++r) {
+                const uint4 b = shared_x[(r * eighths + part) * pieces + min(at, pieces - 1)];
+                multiply_16x8(c[pair][r], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+                multiply_16x8(c[pair][r], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+              }
+            }
+          };
+          if (__any_sync(0xFFFFFFFFu, s0.in_two_steps() || s1.in_two_steps()))
+            multiply(std::true_type{});
+          else
+            multiply(std::false_type{});
+        }
+        ask(s, base + s + stages);
+        piece += 32;
+        if (piece < each) continue;
+          // The unit's last piece.
 #pragma unroll
-          for (int r = 0; r < Rows; ++r) {
-            const uint4 b = shared_x[(r * parts + part) * pieces + min(base + lane, pieces - 1)];
-            multiply_16x8(c[pair][r], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-            multiply_16x8(c[pair][r], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+        for (int r = 0; r < Rows; ++r) {
+          float value[outputs];
+#pragma unroll
+          for (int o = 0; o < outputs; ++o) {
+            float(&d)[4] = c[o / 2][r];
+            const float own = g % 2 == 0 ? d[2 * (o % 2)] : d[2 * (o % 2) + 1];
+            value[o] = warp_sum(l == g / 2 ? own : 0.0f);
+          }
+          if (splits == 1) {
+            if (lane == 0 && r < rows) columns.store(unit, row + r, value);
+          } else if (lane == 0) {
+#pragma unroll
+            for (int o = 0; o < outputs; ++o) sums[buffer][warp][r][o] = value[o];
           }
         }
+        if (splits > 1) {
+          __syncthreads();
+          const int r = thread % Rows, of = thread / Rows;  // a unit of the block
+          if (of < gemv_warps / splits && r < rows) {
+            float value[outputs] = {};
+            for (int i = 0; i < splits; ++i)
+#pragma unroll
+              for (int o = 0; o < outputs; ++o) value[o] += sums[buffer][of * splits + i][r][o];
+            columns.store(unit - warp / splits + of, row + r, value);
+          }
+          buffer ^= 1;  // the barrier of the next unit comes before this one is written again
+        }
+#pragma unroll
+        for (int o = 0; o < outputs / 2; ++o)
+#pragma unroll
+          for (int r = 0; r < Rows; ++r)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) c[o][r][i] = 0;
+        piece = 0, unit += stride;
       }
     }
-#pragma unroll
-    for (int pair = 0; pair < outputs / 2; ++pair)
-#pragma unroll
-      for (int r = 0; r < Rows; ++r)
-#pragma unroll
-        for (int second = 0; second < 2; ++second) {
-          const float own = g % 2 == 0 ? c[pair][r][2 * second] : c[pair][r][2 * second + 1];
-          const float all = warp_sum(l == g / 2 ? own : 0.0f);
-          const std::int64_t column = first + 2 * pair + second;
-          if (lane == 0 && r < rows && column < columns)
-            p.y.data[group * p.y_batch + (row + r) * p.y.stride[0] + column] = narrowed<T>(all);
-        }
   }
 }
 
 /// Queues the products where rows are few and these operands allow; false if not. Rows of a group share a
 /// read of its weights four at a time; tiles have 64.
-template <class T, class XView, class WView>
-bool launch_gemv(const exec::cuda& p, std::string_view where, const gemm_problem<T, XView, WView>& problem) {
+template <class T, class XView, class WView, class Second = gemv_alone>
+bool launch_gemv(const exec::cuda& p, std::string_view where, const gemm_problem<T, XView, WView>& problem,
+                 const Second& second = {}) {
   const std::int64_t rows = problem.y.extent[0], inner = problem.x.extent[1],
                      most = problem.offsets ? std::max<std::int64_t>(16, 4 * problem.groups) : 16;
   if (rows > most || rows == 0 || inner == 0 || !loadable_16(problem.x) || !loadable_16(problem.weight))
     return false;
+  std::int64_t results = problem.y.extent[1];
+  if constexpr (Second::gated) results *= 2;
+  if constexpr (Second::beside) results += second.y.extent[1];
+  if constexpr (Second::gated || Second::beside)
+    if (!loadable_16(second.weight)) return false;
   const auto run = [&]<int Rows>(std::integral_constant<int, Rows>) {
-    const std::size_t bytes = static_cast<std::size_t>(Rows * inner) * sizeof(bf16);
-    if (bytes > p.device().shared_memory_per_block) return false;
+    constexpr int outputs = gemv_outputs<Rows>, at_once = gemv_warps * gemv_stages<Rows> * outputs * 512;
+    using W = typename gemv_columns<T, XView, WView, Second, outputs>::W;
+    const std::size_t bytes = static_cast<std::size_t>(Rows * inner) * sizeof(bf16) + at_once;
+    if (bytes + 4096 > p.device().shared_memory_per_block) return false;
     const bool by_group = problem.offsets && rows > problem.groups;
     const std::int64_t slots = !problem.offsets ? ceil_div(rows, Rows) : by_group ? problem.groups : rows;
-    p.launch(where, gemv_kernel<T, XView, WView, Rows>,
-             dim3(static_cast<unsigned>(ceil_div(problem.y.extent[1], gemv_warps * gemv_outputs<Rows>)),
-                  static_cast<unsigned>(slots), static_cast<unsigned>(problem.offsets ? 1 : problem.groups)),
-             32 * gemv_warps, bytes, problem, by_group);
+    const std::int64_t groups = problem.offsets ? 1 : problem.groups, units = ceil_div(results, outputs),
+                       multiprocessors = p.device().multiprocessors;
+    // Few columns are split, so that every multiprocessor has some.
+    int splits = 1;
+    const auto blocks = [&] { return ceil_div(units * splits, gemv_warps); };
+    while (splits < gemv_warps && blocks() * slots * groups < multiprocessors * 3 / 2 &&
+           inner / W::count > 32 * splits)
+      splits *= 2;
+    // Blocks that are there from the start go through as many columns each.
+    const std::int64_t most_blocks = std::max<std::int64_t>(
+        1, multiprocessors * gemv_blocks<Rows, packed_storage<WView>> / (slots * groups));
+    const std::int64_t rounds = ceil_div(blocks(), most_blocks);
+    p.launch(where, gemv_kernel<T, XView, WView, Rows, Second>,
+             dim3(static_cast<unsigned>(ceil_div(blocks(), rounds)), static_cast<unsigned>(slots),
+                  static_cast<unsigned>(groups)),
+             32 * gemv_warps, bytes, problem, second, by_group, splits);
     return true;
   };
   // With many groups their rows rarely meet.

@@ -12,6 +12,7 @@ namespace detail {
 template <class T>
 __global__ void __launch_bounds__(256)
     hadamard_kernel(matrix_view<const T, space::device> from, matrix_view<T, space::device> x) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   A* const v = reinterpret_cast<A*>(memory);

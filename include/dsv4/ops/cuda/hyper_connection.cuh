@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(256)
                                   vector_view<const T, space::device> scale, double norm_eps, double eps_,
                                   int iterations, matrix_view<T, space::device> pre,
                                   matrix_view<T, space::device> post, tensor_view<T, space::device> comb) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   __shared__ A partial[8], m[most_streams * most_streams], work[most_streams * most_streams];
   const std::int64_t t = blockIdx.x;
@@ -79,6 +80,7 @@ __global__ void __launch_bounds__(256)
     hyper_connection_collapse_kernel(tensor_view<const T, space::device> x,
                                      matrix_view<const T, space::device> pre,
                                      matrix_view<T, space::device> u) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   using P = pack<T, N>;
   const std::int64_t t = blockIdx.x, packs = u.extent[1] / N;
@@ -105,6 +107,7 @@ __global__ void __launch_bounds__(256)
                                    matrix_view<const T, space::device> post,
                                    tensor_view<const T, space::device> comb,
                                    tensor_view<T, space::device> out) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   using P = pack<T, N>;
   __shared__ A mix[Streams + 1][Streams];  // the last row is post
@@ -151,6 +154,7 @@ __global__ void __launch_bounds__(256)
                                      matrix_view<const T, space::device> post,
                                      tensor_view<const T, space::device> comb,
                                      tensor_view<T, space::device> out) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   using P = pack<T, N>;
   const std::int64_t t = blockIdx.x, i = std::int64_t{blockIdx.y} * 256 + threadIdx.x;

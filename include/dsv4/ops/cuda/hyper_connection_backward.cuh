@@ -76,6 +76,7 @@ __global__ void __launch_bounds__(256)
                                            tensor_view<T, space::device> dx, bool add_to_dx,
                                            matrix_view<T, space::device> dz, accumulator<T>* all_dh,
                                            accumulator<T>* all_dscale) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ A partial[8], m[most_streams * most_streams], sums[4];
@@ -147,6 +148,7 @@ __global__ void __launch_bounds__(256)
                                               matrix_view<const T, space::device> du,
                                               tensor_view<T, space::device> dx, bool add_to_dx,
                                               matrix_view<T, space::device> dpre) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   __shared__ A partial[8];
   const std::int64_t t = blockIdx.x;
@@ -170,6 +172,7 @@ __global__ void __launch_bounds__(256)
     hyper_connection_expand_backward_kernel(typename hyper_connection_expand<T, space::device>::inputs in,
                                             tensor_view<const T, space::device> up,
                                             typename hyper_connection_expand<T, space::device>::gradients g) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   __shared__ A partial[8];
   const std::int64_t t = blockIdx.x, width = in.x.extent[2];

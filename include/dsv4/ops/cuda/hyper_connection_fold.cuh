@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(fold_threads<Reopen>, 1)
                 matrix_view<bf16, space::device> u, matrix_view<bf16, space::device> post,
                 tensor_view<bf16, space::device> comb, matrix_view<bf16, space::device> dv,
                 matrix_view<bf16, space::device> dpost, tensor_view<bf16, space::device> dcomb, int slots) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   constexpr int gate_warps = fold_gate_warps, threads = 32 * fold_group_warps;
   extern __shared__ __align__(128) unsigned char ring[];

@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(32 * (dots_warps + dots_gate_warps + 1), 1)
                      matrix_view<const bf16, space::device> z,
                      typename hyper_connection_fold<bf16, space::device>::upstream up, float* coefficients,
                      bf16* dz, float* terms, int slots) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   constexpr int threads = 32 * dots_warps;
   extern __shared__ __align__(128) unsigned char ring[];

@@ -76,6 +76,7 @@ __global__ void __launch_bounds__(32 * dx_warps, 1)
                    typename hyper_connection_fold<T, space::device>::upstream up,
                    tensor_view<T, space::device> dx, const float* coefficients, const bf16* dz,
                    const float* terms, float* dfn_parts, float* dnorm_parts, float* term_parts) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   using tile_of = dx_tile;
   extern __shared__ __align__(128) unsigned char ring[];
@@ -255,6 +256,7 @@ __global__ void __launch_bounds__(256)
     fold_add_parts_kernel(const float* dfn_parts, const float* dnorm_parts, const float* term_parts,
                           int parts, int term_count,
                           typename hyper_connection_fold<T, space::device>::gradients g, std::int64_t width) {
+  wait_for_previous_kernels();
   const auto add = [&](bf16& to, const float* from, std::int64_t step) {
     float sum = 0;
     for (int i = 0; i < parts; ++i) sum += from[i * step];

@@ -40,8 +40,9 @@ template <class T, int N>
 __global__ void __launch_bounds__(index_threads)
     index_topk_kernel(tensor_view<const T, space::device> q, matrix_view<const T, space::device> keys,
                       matrix_view<const T, space::device> weights, std::int64_t first_position,
-                      std::int64_t ratio, index_memory<accumulator<T>> memory_, std::int64_t part_size,
+                      std::int64_t ratio, index_memory<accumulator<T>> memory_,
                       index_parts<accumulator<T>> parts, matrix_view<std::int32_t, space::device> selected) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   using P = pack<T, N>;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(index_threads)
     weight[h] = h < q.extent[1] ? widened<A>(weights(t, h)) : A(0);
   top.clear();
   const std::int64_t visible = (first_position + t + 1) / ratio;
-  const std::int64_t begin = blockIdx.y * part_size, end = min(visible, begin + part_size);
+  const std::int64_t begin = blockIdx.y * parts.part_size, end = min(visible, begin + parts.part_size);
   for (std::int64_t base = begin; base < end; base += index_threads) {
     const std::int64_t s = base + threadIdx.x;
     A score = 0;
@@ -84,13 +85,8 @@ __global__ void __launch_bounds__(index_threads)
     top.push(s < end, to_ordered(score), static_cast<std::int32_t>(s));
   }
   if (parts.count == 1) return write_selected<A>(top, &selected(t, 0), k);
-  top.shrink();
-  const std::int64_t at = t * parts.count + blockIdx.y;
-  for (int j = static_cast<int>(threadIdx.x); j < state.count; j += index_threads) {
-    parts.keys[at * k + j] = top.keys[j];
-    parts.indices[at * k + j] = top.indices[j];
-  }
-  if (threadIdx.x == 0) parts.counts[at] = state.count;
+  const std::int64_t to = (t * parts.count + blockIdx.y) * parts.each(1);
+  write_candidates<A>(top, parts.keys + to, parts.indices + to);
 }
 }  // namespace detail
 
@@ -115,33 +111,23 @@ struct kernel<index_topk<T, space::device>, exec::cuda> {
            "what fits in shared memory", static_cast<std::int64_t>(memory.bytes()));
     // Few queries: their entries are shared out among the multiprocessors.
     const std::int64_t visible = std::max<std::int64_t>(1, (in.first_position + rows) / in.ratio);
-    const std::int64_t per_part = sizeof(detail::ordered_key<A>) + sizeof(std::int32_t);
     const std::int64_t fit =
-        static_cast<std::int64_t>(p.scratch_bytes()) / (rows * (k * per_part + std::int64_t{4}) + 64);
+        static_cast<std::int64_t>(p.scratch_bytes()) / (2 * rows * k * detail::index_parts<A>::entry);
     const std::int64_t wanted = 2 * p.device().multiprocessors / rows;
-    const std::int64_t count =
+    const std::int64_t most =
         std::clamp<std::int64_t>(std::min({wanted, fit, visible / (4 * detail::index_threads)}), 1, 65535);
-    const std::int64_t part_size = detail::ceil_div(visible, count);
-    detail::index_parts<A> parts{};
-    parts.count = static_cast<int>(count);
-    if (count > 1) {
-      parts.keys = reinterpret_cast<detail::ordered_key<A>*>(p.scratch());
-      parts.indices = reinterpret_cast<std::int32_t*>(parts.keys + rows * count * k);
-      parts.counts = parts.indices + rows * count * k;
-    }
-    const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(count));
+    auto parts = detail::make_index_parts<A>(p, k, visible, most);
+    parts.place(p.scratch(), rows);
+    const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(parts.count));
     const auto run = [&](auto kernel) {
       p.launch("index_topk", kernel, grid, detail::index_threads, memory.bytes(), in.q, in.keys, in.weights,
-               in.first_position, in.ratio, memory, part_size, parts, out.selected);
+               in.first_position, in.ratio, memory, parts, out.selected);
     };
     if (detail::vectorisable(in.keys))
       run(detail::index_topk_kernel<T, detail::vector_width<T>>);
     else
       run(detail::index_topk_kernel<T, 1>);
-    if (count > 1)
-      p.launch("index_topk", detail::index_join_kernel<A>, dim3(static_cast<unsigned>(rows)),
-               detail::index_threads, static_cast<std::size_t>(memory.capacity * per_part), parts,
-               memory.capacity, out.selected);
+    detail::launch_index_join(p, "index_topk", parts, in.first_position, in.ratio, out.selected);
   }
 };
 

@@ -113,6 +113,7 @@ __device__ accumulator<T> indexer_distributions(const indexer_inputs<T>& in, std
 template <class T>
 __global__ void __launch_bounds__(256)
     indexer_loss_kernel(indexer_inputs<T> in, std::int64_t most, vector_view<T, space::device> loss) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ A partial[8];
@@ -134,6 +135,7 @@ __global__ void __launch_bounds__(256)
                                  vector_view<const T, space::device> dloss,
                                  tensor_view<T, space::device> dindex_q,
                                  matrix_view<T, space::device> dindex_weights, accumulator<T>* slopes) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ A partial[8];
@@ -185,6 +187,7 @@ __global__ void __launch_bounds__(256)
     indexer_keys_kernel(indexer_inputs<T> in, std::int64_t most, std::int64_t first, std::int64_t count,
                         const accumulator<T>* slopes, const unsigned* seen, std::int64_t words,
                         accumulator<T>* sums) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   A* const own = reinterpret_cast<A*>(memory);  // (8, width)
@@ -226,6 +229,7 @@ __global__ void __launch_bounds__(256)
 template <class T>
 __global__ void __launch_bounds__(256)
     narrow_kernel(const accumulator<T>* from, matrix_view<T, space::device> to) {
+  wait_for_previous_kernels();
   for (std::int64_t i = global_thread(); i < to.size(); i += global_threads())
     to(i / to.extent[1], i % to.extent[1]) = narrowed<T>(from[i]);
 }

@@ -30,6 +30,12 @@ template <class T, class W, class X>
 inline constexpr bool multiplies_sm90 = sm90_storage<W>&& sm90_storage<X> &&
                                         (std::is_same_v<T, float> || std::is_same_v<T, bf16>);
 
+/// Whether so few rows are for gemv first: cuBLASLt is slower with a few, though not with more.
+template <class T, class W, class X>
+constexpr bool prefers_gemv(std::int64_t rows) {
+  return multiplies_sm90<T, W, X> && (!cublas_multiplies<T, W, X> || rows <= 4);
+}
+
 template <class T, class X>
 exec::cuda_matmul::problem matmul_problem() {
   exec::cuda_matmul::problem m{};
@@ -46,6 +52,14 @@ template <class T, class W, class X>
 struct kernel<linear<T, space::device, W, X>, exec::cuda> {
   using op = linear<T, space::device, W, X>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    const auto few = [&] {
+      if constexpr (detail::multiplies_sm90<T, W, X>)
+        return detail::launch_gemv(p, "linear",
+                                   detail::gemm_problem<T, decltype(in.x), decltype(in.weight)>{
+                                       in.x, in.weight, out.y, nullptr, 0, 0, 1});
+      return false;
+    };
+    if (detail::prefers_gemv<T, W, X>(out.y.extent[0]) && few()) return;
     if constexpr (detail::cublas_multiplies<T, W, X>) {
       auto m = detail::matmul_problem<T, X>();
       m.rows = out.y.extent[0], m.columns = out.y.extent[1], m.inner = in.x.extent[1];
@@ -56,7 +70,7 @@ struct kernel<linear<T, space::device, W, X>, exec::cuda> {
     if constexpr (detail::multiplies_sm90<T, W, X>) {
       detail::gemm_problem<T, decltype(in.x), decltype(in.weight)> m{in.x, in.weight, out.y, nullptr,
                                                                      0,    0,         1};
-      if (detail::launch_gemv(p, "linear", m) || detail::launch_gemm_sm90(p, "linear", m)) return;
+      if (few() || detail::launch_gemm_sm90(p, "linear", m)) return;
     }
     detail::launch_linear(p, "linear", in.x, in.weight, out.y);
   }

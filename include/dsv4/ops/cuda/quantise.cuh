@@ -70,6 +70,7 @@ __device__ void for_block(const matrix_view<const T, space::device>& x, std::int
 template <class F, class T>
 __global__ void __launch_bounds__(128)
     quantise_kernel(matrix_view<const T, space::device> x, block_scaled_matrix<F, space::device> q) {
+  wait_for_previous_kernels();
   using E = typename F::element;
   const std::int64_t columns = F::scale_columns(x.extent[1]), count = F::scale_rows(x.extent[0]) * columns;
   for (std::int64_t b = std::int64_t{blockIdx.x} * 4 + threadIdx.x / 32; b < count;
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(128)
 
 template <class F, class T>
 __global__ void __launch_bounds__(128) round_trip_kernel(matrix_view<T, space::device> x) {
+  wait_for_previous_kernels();
   using E = typename F::element;
   using A = accumulator<T>;
   const std::int64_t columns = F::scale_columns(x.extent[1]), count = F::scale_rows(x.extent[0]) * columns;
@@ -111,6 +113,7 @@ __global__ void __launch_bounds__(128) round_trip_kernel(matrix_view<T, space::d
 template <class F, class T, int N>
 __global__ void __launch_bounds__(128)
     quantise_rows_kernel(matrix_view<const T, space::device> x, block_scaled_matrix<F, space::device> q) {
+  wait_for_previous_kernels();
   using E = typename F::element;
   using A = accumulator<T>;
   constexpr int sharers = F::block_columns / N;
@@ -151,6 +154,7 @@ __global__ void __launch_bounds__(128)
 template <class F, class T>
 __global__ void __launch_bounds__(256)
     dequantise_kernel(block_scaled_matrix<const F, space::device> q, matrix_view<T, space::device> x) {
+  wait_for_previous_kernels();
   const std::int64_t width = x.extent[1];
   for (std::int64_t i = global_thread(); i < x.extent[0] * width; i += global_threads())
     x(i / width, i % width) = narrowed<T>(q(i / width, i % width));

@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(256)
     recast_kernel(block_scaled_matrix<const mxfp4, space::device> fp4, recast_rule rule,
                   block_scaled_matrix<fp8_weight, space::device> fp8,
                   vector_view<std::int64_t, space::device> violations) {
+  wait_for_previous_kernels();
   __shared__ int lowest, highest, nan;
   const std::int64_t r0 = std::int64_t{blockIdx.y} * fp8_weight::block_rows,
                      c0 = std::int64_t{blockIdx.x} * fp8_weight::block_columns;
@@ -60,6 +61,7 @@ __global__ void __launch_bounds__(256)
 template <int Threads>
 __global__ void __launch_bounds__(Threads)
     clear_counts_kernel(vector_view<std::int64_t, space::device> counts) {
+  wait_for_previous_kernels();
   for (std::int64_t i = global_thread(); i < counts.extent[0]; i += global_threads()) counts(i) = 0;
 }
 }  // namespace detail

@@ -16,6 +16,7 @@ inline constexpr int row_sum_parts = 64;
 template <class A, class Term>
 __global__ void __launch_bounds__(256)
     row_sum_kernel(Term term, std::int64_t rows, std::int64_t columns, A* partial) {
+  wait_for_previous_kernels();
   __shared__ A sums[8][33];
   const std::int64_t c = std::int64_t{blockIdx.x} * 32 + threadIdx.x;
   const std::int64_t per = (rows + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * per,
@@ -34,6 +35,7 @@ __global__ void __launch_bounds__(256)
 template <class T, class A>
 __global__ void __launch_bounds__(256)
     add_row_sums_kernel(const A* partial, int parts, std::int64_t columns, T* to) {
+  wait_for_previous_kernels();
   const std::int64_t c = global_thread();
   if (c >= columns) return;
   A sum = 0;
@@ -61,6 +63,7 @@ void add_row_sums(const exec::cuda& p, std::string_view where, basic_workspace<s
 /// Sets a matrix to 0.
 template <class T>
 __global__ void __launch_bounds__(256) clear_kernel(matrix_view<T, space::device> x) {
+  wait_for_previous_kernels();
   for (std::int64_t i = global_thread(); i < x.extent[0] * x.extent[1]; i += global_threads())
     x(i / x.extent[1], i % x.extent[1]) = T{};
 }

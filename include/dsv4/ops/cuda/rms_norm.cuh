@@ -9,11 +9,41 @@
 namespace dsv4 {
 
 namespace detail {
+/// 1 / sqrt(mean x^2 + eps) of a row that `Threads` threads share.
+template <class T, int N, int Threads>
+__device__ __forceinline__ accumulator<T> rms_factor(const pack<T, N>* row, std::int64_t packs, int lane,
+                                                     accumulator<T> width, accumulator<T> eps,
+                                                     accumulator<T>* partial) {
+  using A = accumulator<T>;
+  A squares = 0;
+  for (std::int64_t i = lane; i < packs; i += Threads) {
+    const pack<T, N> v = row[i];
+#pragma unroll
+    for (int j = 0; j < N; ++j) squares += widened<A>(v.value[j]) * widened<A>(v.value[j]);
+  }
+  squares = Threads == 32 ? warp_sum(squares) : block_sum(squares, partial);
+  return A(1) / sqrt(squares / width + eps);
+}
+template <class T, int N>
+__device__ __forceinline__ pack<T, N> normalised(pack<T, N> v, accumulator<T> r, const pack<T, N>* weight) {
+  using A = accumulator<T>;
+  if (weight) {
+    const pack<T, N> w = *weight;
+#pragma unroll
+    for (int j = 0; j < N; ++j) v.value[j] = narrowed<T>(widened<A>(v.value[j]) * r * widened<A>(w.value[j]));
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; ++j) v.value[j] = narrowed<T>(widened<A>(v.value[j]) * r);
+  }
+  return v;
+}
+
 /// `Threads` threads share a row; a block holds 256 / Threads rows. The second pass finds the row in L1.
 template <class T, int N, int Threads>
 __global__ void __launch_bounds__(256)
     rms_norm_kernel(matrix_view<const T, space::device> x, vector_view<const T, space::device> weight,
                     double eps, matrix_view<T, space::device> y) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   using P = pack<T, N>;
   __shared__ A partial[8];
@@ -21,30 +51,13 @@ __global__ void __launch_bounds__(256)
   if (row >= x.extent[0]) return;  // whole warps, and only where a row is a warp's
   const int lane = static_cast<int>(threadIdx.x) % Threads;
   const std::int64_t packs = x.extent[1] / N;
-  const P* from = reinterpret_cast<const P*>(x.data + row * x.stride[0]);
-  A squares = 0;
-  for (std::int64_t i = lane; i < packs; i += Threads) {
-    const P v = from[i];
-#pragma unroll
-    for (int j = 0; j < N; ++j) squares += widened<A>(v.value[j]) * widened<A>(v.value[j]);
-  }
-  squares = Threads == 32 ? warp_sum(squares) : block_sum(squares, partial);
-  const A r = A(1) / sqrt(squares / static_cast<A>(x.extent[1]) + static_cast<A>(eps));
-  P* to = reinterpret_cast<P*>(y.data + row * y.stride[0]);
-  const P* scale = reinterpret_cast<const P*>(weight.data);
-  for (std::int64_t i = lane; i < packs; i += Threads) {
-    P v = from[i];
-    if (weight.data) {
-      const P w = scale[i];
-#pragma unroll
-      for (int j = 0; j < N; ++j)
-        v.value[j] = narrowed<T>(widened<A>(v.value[j]) * r * widened<A>(w.value[j]));
-    } else {
-#pragma unroll
-      for (int j = 0; j < N; ++j) v.value[j] = narrowed<T>(widened<A>(v.value[j]) * r);
-    }
-    to[i] = v;
-  }
+  const P* const from = reinterpret_cast<const P*>(x.data + row * x.stride[0]);
+  const P* const scale = reinterpret_cast<const P*>(weight.data);
+  P* const to = reinterpret_cast<P*>(y.data + row * y.stride[0]);
+  const A r =
+      rms_factor<T, N, Threads>(from, packs, lane, static_cast<A>(x.extent[1]), static_cast<A>(eps), partial);
+  for (std::int64_t i = lane; i < packs; i += Threads)
+    to[i] = normalised<T, N>(from[i], r, scale ? &scale[i] : nullptr);
 }
 
 /// Per row r = 1 / sqrt(mean x^2 + eps) and r^3 mean(dy w x). One block per row.
@@ -54,6 +67,7 @@ __global__ void __launch_bounds__(256)
                                vector_view<const T, space::device> weight,
                                matrix_view<const T, space::device> dy, double eps, accumulator<T>* r,
                                accumulator<T>* slope) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   __shared__ A partial[8];
   const std::int64_t t = blockIdx.x, width = x.extent[1];
@@ -76,6 +90,7 @@ __global__ void __launch_bounds__(256)
                              vector_view<const T, space::device> weight,
                              matrix_view<const T, space::device> dy, const accumulator<T>* r,
                              const accumulator<T>* slope, matrix_view<T, space::device> dx) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   const std::int64_t width = x.extent[1];
   for (std::int64_t j = global_thread(); j < x.extent[0] * width; j += global_threads()) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The expert router on the GPU: one warp per token.
+/// The expert router on the GPU: one warp per token, or four that share its scores where tokens are few.
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
@@ -13,21 +13,24 @@ __device__ __forceinline__ double route_score(double x) {
   return sqrt(x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)));
 }
 
+/// `Warps` warps of the block's four score a token's experts, the first of them selects.
 /// A kernel cannot throw: a token or table entry out of range gives expert 0 with weight NaN.
-template <class T>
+template <class T, int Warps>
 __global__ void __launch_bounds__(128)
     route_kernel(matrix_view<const T, space::device> logits, vector_view<const T, space::device> bias,
                  matrix_view<const std::int32_t, space::device> table,
                  vector_view<const std::int32_t, space::device> tokens, double factor,
                  matrix_view<std::int32_t, space::device> experts, matrix_view<T, space::device> weights) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const std::int64_t t = std::int64_t{blockIdx.x} * 4 + warp, n = logits.extent[1];
+  const std::int64_t t = std::int64_t{blockIdx.x} * (4 / Warps) + warp / Warps, n = logits.extent[1];
   const std::int64_t k = experts.extent[1];
   if (t >= logits.extent[0]) return;
   bool good = true;
   if (table.data) {
+    if (warp % Warps != 0) return;
     const std::int64_t id = tokens(t);
     good = id >= 0 && id < table.extent[0];
     for (std::int64_t j = lane; j < k; j += 32) {
@@ -37,10 +40,12 @@ __global__ void __launch_bounds__(128)
     }
     good = __all_sync(0xffffffffu, good);
   } else {
-    A* const key = reinterpret_cast<A*>(memory) + warp * n;
+    A* const key = reinterpret_cast<A*>(memory) + warp / Warps * n;
     const A taken = -infinity<A>;
-    for (std::int64_t e = lane; e < n; e += 32)
+    for (std::int64_t e = warp % Warps * 32 + lane; e < n; e += 32 * Warps)
       key[e] = widened<A>(narrowed<T>(route_score(widened<double>(logits(t, e))))) + widened<A>(bias(e));
+    if constexpr (Warps > 1) __syncthreads();
+    if (warp % Warps != 0) return;
     for (std::int64_t j = 0; j < k; ++j) {
       // The lane's best, then the warp's; ties to the lower expert. What is left once scores are gone (NaN
       // or -infinity) goes in order of number.
@@ -91,6 +96,7 @@ __global__ void __launch_bounds__(128)
                           matrix_view<const std::int32_t, space::device> experts,
                           matrix_view<const T, space::device> dweights,
                           matrix_view<T, space::device> dlogits) {
+  wait_for_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t t = std::int64_t{blockIdx.x} * 4 + threadIdx.x / 32, k = experts.extent[1];
   if (t >= logits.extent[0]) return;
@@ -119,9 +125,10 @@ struct kernel<route<T, space::device>, exec::cuda> {
         4 * static_cast<std::size_t>(in.logits.extent[1]) * sizeof(detail::accumulator<T>);
     expect(bytes <= p.device().shared_memory_per_block, "route", "logits width",
            "as many experts as fit in shared memory", in.logits.extent[1]);
-    p.launch("route", detail::route_kernel<T>,
-             dim3(static_cast<unsigned>(detail::ceil_div(in.logits.extent[0], 4))), 128, bytes, in.logits,
-             in.bias, in.table, in.tokens, in.factor, out.experts, out.weights);
+    const bool few = in.logits.extent[0] < p.device().multiprocessors;
+    p.launch("route", few ? detail::route_kernel<T, 4> : detail::route_kernel<T, 1>,
+             dim3(static_cast<unsigned>(detail::ceil_div(in.logits.extent[0], few ? 1 : 4))), 128, bytes,
+             in.logits, in.bias, in.table, in.tokens, in.factor, out.experts, out.weights);
   }
 
   static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,

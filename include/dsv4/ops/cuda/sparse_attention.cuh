@@ -18,6 +18,7 @@ template <class T, class L, int Each>
 __global__ void __launch_bounds__(32 * attention_warps)
     sparse_attention_kernel(typename sparse_attention<T, space::device>::inputs in,
                             tensor_view<T, space::device> o, matrix_view<L, space::device> lse) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   constexpr int Batch = sizeof(A) == 8 ? 2 : 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;

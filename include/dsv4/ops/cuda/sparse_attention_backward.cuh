@@ -18,6 +18,7 @@ template <class T>
 __global__ void __launch_bounds__(256)
     attention_delta_kernel(tensor_view<const T, space::device> o, tensor_view<const T, space::device> do_,
                            accumulator<T>* delta) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   const std::int64_t i = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32, heads = o.extent[1];
   if (i >= o.extent[0] * heads) return;
@@ -45,6 +46,7 @@ template <class T>
 __global__ void __launch_bounds__(256)
     attention_seen_kernel(matrix_view<const std::int32_t, space::device> selected, std::int64_t entries,
                           std::int64_t words, unsigned* seen) {
+  wait_for_previous_kernels();
   const std::int64_t k = selected.extent[1];
   for (std::int64_t i = global_thread(); i < selected.extent[0] * k; i += global_threads()) {
     const std::int64_t t = i / k, e = selected(t, i % k);
@@ -75,6 +77,7 @@ __global__ void __launch_bounds__(256)
     attention_dq_kernel(typename attention_op<T>::inputs in, matrix_view<L, space::device> lse,
                         tensor_view<const T, space::device> do_, const accumulator<T>* delta,
                         tensor_view<T, space::device> dq) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   const std::int64_t heads = in.q.extent[1], width = in.q.extent[2];
   const std::int64_t t = blockIdx.x, h = std::int64_t{blockIdx.y} * 8 + threadIdx.x / 32;
@@ -146,6 +149,7 @@ __global__ void __launch_bounds__(256)
     attention_dlocal_kernel(typename attention_op<T>::inputs in, matrix_view<L, space::device> lse,
                             tensor_view<const T, space::device> do_, const accumulator<T>* delta,
                             matrix_view<T, space::device> dlocal) {
+  wait_for_previous_kernels();
   const std::int64_t r = blockIdx.x, position = in.first_local + r;
   // Seen by the queries at positions [position, position + window).
   const std::int64_t begin = max(std::int64_t{0}, position - in.first_position),
@@ -159,6 +163,7 @@ __global__ void __launch_bounds__(256)
                                  tensor_view<const T, space::device> do_, const accumulator<T>* delta,
                                  const unsigned* seen, std::int64_t words,
                                  matrix_view<T, space::device> dcompressed) {
+  wait_for_previous_kernels();
   const std::int64_t e = blockIdx.x;
   // Complete from position (e + 1) ratio - 1 on; with a selection the bits say it all.
   const std::int64_t first = in.ratio > 0 && !seen ? (e + 1) * in.ratio - 1 - in.first_position : 0;

@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(384, 1)
     attention_dkey_sm90_kernel(bf16_attention::inputs in, matrix_view<L, space::device> lse,
                                tensor_view<const bf16, space::device> do_, const float* delta,
                                attention_seen seen) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   extern __shared__ __align__(1024) unsigned char raw[];
   attention_dkey_memory& m =
@@ -233,6 +234,7 @@ template <class L>
 __global__ void __launch_bounds__(128)
     attention_dkey_sum_kernel(const float* sums, int parts, std::int64_t padded,
                               matrix_view<bf16, space::device> to) {
+  wait_for_previous_kernels();
   const std::int64_t k = blockIdx.x;
   const int c = static_cast<int>(threadIdx.x) * 4;
   float4 sum = make_float4(0, 0, 0, 0);

@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(384, 1)
     attention_dq_sm90_kernel(bf16_attention::inputs in, matrix_view<L, space::device> lse,
                              tensor_view<const bf16, space::device> do_, const float* delta,
                              tensor_view<bf16, space::device> dq) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   extern __shared__ __align__(1024) unsigned char raw[];
   attention_dq_memory& m =

@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(384, 1)
     sparse_attention_sm90_kernel(sparse_attention<bf16, space::device>::inputs in,
                                  tensor_view<bf16, space::device> o, matrix_view<L, space::device> lse,
                                  attention_parts parts) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   extern __shared__ __align__(1024) unsigned char raw[];
   attention_memory& m =
@@ -295,6 +296,7 @@ template <class L>
 __global__ void __launch_bounds__(128)
     sparse_attention_join_kernel(attention_parts parts, tensor_view<bf16, space::device> o,
                                  matrix_view<L, space::device> lse) {
+  wait_for_previous_kernels();
   const std::int64_t heads = o.extent[1], t = blockIdx.x / heads, h = blockIdx.x % heads;
   const std::int64_t at = (t * heads + h) * parts.count;
   float top = -infinity<float>;

@@ -28,8 +28,9 @@ struct topk_state {
   Key threshold;  ///< a new key must be larger
   bool full;      ///< whether there is a threshold
   int bins[256];
-  int warp_count[Threads / 32];
-  int above, bin;  ///< results of a bin search
+  int warp_count[Threads / 32], warp_equal[Threads / 32];
+  Key smallest[Threads / 32], largest[Threads / 32];  ///< per warp
+  int above, bin;                                     ///< results of a bin search
 };
 
 /// Entries come in ascending order of index and stay so. Of equal keys the one that came first is larger, so
@@ -37,15 +38,26 @@ struct topk_state {
 template <class Key, int Threads>
 struct streaming_topk {
   using state = topk_state<Key, Threads>;
+  static constexpr int Batches = sizeof(Key) == 8 ? 4 : 8;
   Key* keys;
   std::int32_t* indices;
-  int capacity;  ///< at least k + Threads
+  int capacity;  ///< at least k + Threads for push
   int k;
   state* s;
 
   __device__ void clear() const {
     __syncthreads();
     if (threadIdx.x == 0) s->count = 0, s->full = false;
+    __syncthreads();
+  }
+
+  /// Begins with `n` candidates, at most `capacity`; load(i, key, index) brings the i-th.
+  template <class Load>
+  __device__ void start(int n, const Load& load) const {
+    __syncthreads();
+#pragma unroll 8
+    for (int i = static_cast<int>(threadIdx.x); i < n; i += Threads) load(i, keys[i], indices[i]);
+    if (threadIdx.x == 0) s->count = n, s->full = false;
     __syncthreads();
   }
 
@@ -70,40 +82,97 @@ struct streaming_topk {
   __device__ void shrink() const {
     const int count = s->count;
     if (count <= k) return;
-    Key prefix = 0, mask = 0;
+    // The bits that all keys share are known; each pass finds up to eight more of those of the k-th largest.
+    Key smallest, largest;
+    range(count, smallest, largest);
+    constexpr int bits = 8 * static_cast<int>(sizeof(Key));
+    int left = smallest == largest ? 0 : bits - leading_zeros(smallest ^ largest);
+    Key mask = left == bits ? Key{0} : ~Key{0} << left, prefix = smallest & mask;
     int wanted = k;  // how many of those with this prefix are still to be found
-    for (int shift = 8 * static_cast<int>(sizeof(Key)) - 8; shift >= 0; shift -= 8) {
+    while (left > 0) {
+      const int width = min(left, 8), shift = left - width;
       for (int i = static_cast<int>(threadIdx.x); i < 256; i += Threads) s->bins[i] = 0;
       __syncthreads();
       for (int i = static_cast<int>(threadIdx.x); i < count; i += Threads)
-        if ((keys[i] & mask) == prefix) atomicAdd(&s->bins[keys[i] >> shift & 0xFF], 1);
+        if ((keys[i] & mask) == prefix) atomicAdd(&s->bins[keys[i] >> shift & ((1 << width) - 1)], 1);
       __syncthreads();
       if (threadIdx.x < 32) find_bin(wanted);
       __syncthreads();
       wanted -= s->above;
       prefix |= static_cast<Key>(s->bin) << shift;
-      mask |= Key{0xFF} << shift;
+      mask |= static_cast<Key>((1 << width) - 1) << shift;
+      left = shift;
       __syncthreads();
     }
-    // The k-th largest key is `prefix`; `wanted` of those equal to it stay.
-    int kept = 0, equal = 0;
-    for (int base = 0; base < count; base += Threads) {
-      const int i = base + static_cast<int>(threadIdx.x);
-      const Key key = i < count ? keys[i] : 0;
-      const std::int32_t index = i < count ? indices[i] : 0;
-      int all_equal, all;
-      const int rank = place(i < count && key == prefix, all_equal);
-      const int before = place(i < count && (key > prefix || (rank >= 0 && equal + rank < wanted)), all);
-      // place() waited for all reads of this round; what is written lies at or before it.
-      if (before >= 0) keys[kept + before] = key, indices[kept + before] = index;
-      kept += all, equal += all_equal;
+    // The k-th largest key is `prefix`; `wanted` of those equal to it stay. A warp has `Batches` times 32
+    // entries side by side, in registers before any thread writes; what is written lies at or before them.
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const unsigned earlier = (1u << lane) - 1;
+    int kept = 0, equal = 0;  // before this round: entries that stay, entries equal to the k-th
+    for (int base = 0; base < count; base += Batches * Threads) {
+      Key key[Batches];
+      std::int32_t index[Batches];
+      unsigned is_larger[Batches], is_equal[Batches];
+      int larger_of_warp = 0, equal_of_warp = 0;
+#pragma unroll
+      for (int j = 0; j < Batches; ++j) {
+        const int i = base + (warp * Batches + j) * 32 + lane;
+        key[j] = i < count ? keys[i] : 0, index[j] = i < count ? indices[i] : 0;
+        is_larger[j] = __ballot_sync(0xffffffffu, i < count && key[j] > prefix);
+        is_equal[j] = __ballot_sync(0xffffffffu, i < count && key[j] == prefix);
+        larger_of_warp += __popc(is_larger[j]), equal_of_warp += __popc(is_equal[j]);
+      }
+      if (lane == 0) s->warp_count[warp] = larger_of_warp, s->warp_equal[warp] = equal_of_warp;
+      __syncthreads();
+      int larger_before = 0, equal_before = equal, all_larger = 0, all_equal = 0;
+#pragma unroll 8
+      for (int i = 0; i < Threads / 32; ++i) {
+        larger_before += i < warp ? s->warp_count[i] : 0, equal_before += i < warp ? s->warp_equal[i] : 0;
+        all_larger += s->warp_count[i], all_equal += s->warp_equal[i];
+      }
+#pragma unroll
+      for (int j = 0; j < Batches; ++j) {
+        const int ahead = equal_before + __popc(is_equal[j] & earlier);  // equal entries before this one
+        const bool stays = is_larger[j] >> lane & 1 || (is_equal[j] >> lane & 1 && ahead < wanted);
+        const int to =
+            kept + larger_before + __popc(is_larger[j] & earlier) + min(ahead, wanted) - min(equal, wanted);
+        if (stays) keys[to] = key[j], indices[to] = index[j];
+        larger_before += __popc(is_larger[j]), equal_before += __popc(is_equal[j]);
+      }
+      kept += all_larger + min(equal + all_equal, wanted) - min(equal, wanted);
+      equal += all_equal;
+      __syncthreads();
     }
-    __syncthreads();
     if (threadIdx.x == 0) s->count = kept, s->threshold = prefix, s->full = true;
     __syncthreads();
   }
 
  private:
+  __device__ static int leading_zeros(unsigned v) { return __clz(static_cast<int>(v)); }
+  __device__ static int leading_zeros(unsigned long long v) { return __clzll(static_cast<long long>(v)); }
+
+  /// Of the first `count` keys, which are one at least.
+  __device__ void range(int count, Key& smallest, Key& largest) const {
+    smallest = ~Key{0}, largest = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += Threads) {
+      smallest = min(smallest, keys[i]);
+      largest = max(largest, keys[i]);
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      smallest = min(smallest, __shfl_xor_sync(0xffffffffu, smallest, step));
+      largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+    }
+    if (threadIdx.x % 32 == 0)
+      s->smallest[threadIdx.x / 32] = smallest, s->largest[threadIdx.x / 32] = largest;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < Threads / 32; ++i) {
+      smallest = min(smallest, s->smallest[i]);
+      largest = max(largest, s->largest[i]);
+    }
+  }
+
   /// How many threads before this one have `chosen`, or -1 where it is false; `all`: how many have it.
   __device__ int place(bool chosen, int& all) const {
     const unsigned ballot = __ballot_sync(0xffffffffu, chosen);

@@ -8,11 +8,20 @@
 namespace dsv4 {
 
 namespace detail {
+template <class A>
+__device__ __forceinline__ A swiglu_value(A gate, A up, A limit) {
+  // Comparisons that are false for NaN keep it.
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up < -limit ? -limit : up;
+  return gate / (A(1) + exp(-gate)) * up;
+}
+
 template <class T, int N>
 __global__ void __launch_bounds__(256)
     swiglu_kernel(matrix_view<const T, space::device> gate, matrix_view<const T, space::device> up,
                   vector_view<const T, space::device> row_weight, double limit_,
                   matrix_view<T, space::device> h) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   using P = pack<T, N>;
   const A limit = static_cast<A>(limit_);
@@ -23,13 +32,8 @@ __global__ void __launch_bounds__(256)
     const P u = *reinterpret_cast<const P*>(&up(r, c));
     const A weight = row_weight.data ? widened<A>(row_weight(r)) : A(1);
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      // Comparisons that are false for NaN keep it.
-      A a = widened<A>(g.value[j]), b = widened<A>(u.value[j]);
-      a = a > limit ? limit : a;
-      b = b > limit ? limit : b < -limit ? -limit : b;
-      g.value[j] = narrowed<T>(a / (A(1) + exp(-a)) * b * weight);
-    }
+    for (int j = 0; j < N; ++j)
+      g.value[j] = narrowed<T>(swiglu_value(widened<A>(g.value[j]), widened<A>(u.value[j]), limit) * weight);
     *reinterpret_cast<P*>(&h(r, c)) = g;
   }
 }
@@ -41,6 +45,7 @@ __global__ void __launch_bounds__(256)
                            vector_view<const T, space::device> row_weight, double limit_,
                            matrix_view<const T, space::device> dh, matrix_view<T, space::device> dgate,
                            matrix_view<T, space::device> dup, vector_view<T, space::device> drow_weight) {
+  wait_for_previous_kernels();
   using A = accumulator<T>;
   using P = pack<T, N>;
   __shared__ A partial[8];

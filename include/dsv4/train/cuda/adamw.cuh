@@ -19,6 +19,7 @@ struct adamw_step {
 template <class T>
 __global__ void __launch_bounds__(256)
     adamw_kernel(adamw_step<T> s, std::int64_t count, const T* gradient, T* weight, T* first, T* second) {
+  wait_for_previous_kernels();
   for (std::int64_t i = global_thread(); i < count; i += global_threads()) {
     const T g = s.scale * gradient[i];
     const T a = first[i] = s.beta1 * first[i] + s.rest1 * g;

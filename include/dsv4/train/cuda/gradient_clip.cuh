@@ -13,6 +13,7 @@ namespace detail {
 template <class T>
 __global__ void __launch_bounds__(256)
     squared_norm_kernel(const T* x, std::int64_t count, std::int64_t chunk, double* sums) {
+  wait_for_previous_kernels();
   __shared__ double partial[8];
   const std::int64_t begin = std::int64_t{blockIdx.x} * chunk, end = min(count, begin + chunk);
   double sum = 0;
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(256)
 /// to[0] = the sum of `count` values, by one block of 256 threads.
 template <class Value>
 __global__ void __launch_bounds__(256) add_up_kernel(const Value* values, std::int64_t count, Value* to) {
+  wait_for_previous_kernels();
   __shared__ Value partial[8];
   Value sum = 0;
   for (std::int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += values[i];

@@ -25,6 +25,7 @@ struct muon_pointers {
 template <class T, class M>
 __global__ void __launch_bounds__(256)
     muon_momentum_kernel(muon_pointers<T, M> m, std::int64_t size, T scale, T mu, bool nesterov, T* u) {
+  wait_for_previous_kernels();
   const T* const gradient = m.gradient[blockIdx.y];
   M* const momentum = m.momentum[blockIdx.y];
   u += blockIdx.y * size;
@@ -40,6 +41,7 @@ __global__ void __launch_bounds__(256)
 template <class T, class M>
 __global__ void __launch_bounds__(256)
     muon_apply_kernel(muon_pointers<T, M> m, std::int64_t size, T keep, T rate, const T* o) {
+  wait_for_previous_kernels();
   T* const weight = m.weight[blockIdx.y];
   o += blockIdx.y * size;
   for (std::int64_t i = global_thread(); i < size; i += global_threads())

@@ -23,6 +23,7 @@ inline constexpr int newton_schulz_parts = 64;
 template <class T>
 __global__ void __launch_bounds__(256)
     newton_schulz_squares_kernel(tensor_view<const T, space::device> x, double* partial) {
+  wait_for_previous_kernels();
   __shared__ double sums[8];
   const auto own = x[blockIdx.y];
   double sum = 0;
@@ -39,6 +40,7 @@ __global__ void __launch_bounds__(256)
 template <class Sum>
 __global__ void __launch_bounds__(64)
     newton_schulz_factor_kernel(Sum* partial, std::int64_t batch, double epsilon) {
+  wait_for_previous_kernels();
   const std::int64_t b = global_thread();
   if (b >= batch) return;
   double* const own = partial + b * newton_schulz_parts;
@@ -53,6 +55,7 @@ template <class To, class From>
 __global__ void __launch_bounds__(256)
     scaled_copy_kernel(tensor_view<const From, space::device> from, tensor_view<To, space::device> to,
                        const double* factors, bool vectors) {
+  wait_for_previous_kernels();
   const std::int64_t j = (std::int64_t{blockIdx.x} * 256 + threadIdx.x) * 4, columns = from.extent[2];
   if (j >= to.extent[2]) return;
   using A = accumulator<From>;
@@ -76,6 +79,7 @@ template <class To, class From>
 __global__ void __launch_bounds__(256)
     scaled_transpose_kernel(tensor_view<const From, space::device> from, tensor_view<To, space::device> to,
                             const double* factors) {
+  wait_for_previous_kernels();
   using A = accumulator<From>;
   __shared__ A tile[32][33];
   const A factor = factors ? static_cast<A>(factors[std::int64_t{blockIdx.z} * newton_schulz_parts]) : A(1);
@@ -113,6 +117,7 @@ void scaled_copy(const exec::cuda& p, const tensor_view<const From, space::devic
 template <class T>
 __global__ void __launch_bounds__(256)
     newton_schulz_polynomial_kernel(T a, T b, T c, const T* gram, T* s, std::int64_t n, std::int64_t count) {
+  wait_for_previous_kernels();
   for (std::int64_t i = global_thread(); i < count; i += global_threads())
     s[i] = c * s[i] + b * gram[i] + (i / n % n == i % n ? a : T(0));
 }

@@ -25,6 +25,7 @@ __device__ __forceinline__ void count_expert(std::int64_t* loads, std::int64_t e
 template <class Load>
 __global__ void __launch_bounds__(256)
     expert_loads_kernel(device_experts chosen, vector_view<Load, space::device> loads) {
+  wait_for_previous_kernels();
   const std::int64_t k = chosen.extent[1], count = chosen.extent[0] * k;
   for (std::int64_t i = global_thread(); i < count; i += global_threads())
     count_expert(loads.data, loads.extent[0], chosen(i / k, i % k));
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(256)
 template <class T>
 __global__ void __launch_bounds__(256)
     router_bias_kernel(device_offsets loads, double speed, vector_view<T, space::device> bias) {
+  wait_for_previous_kernels();
   std::int64_t total = 0;
   for (std::int64_t e = 0; e < loads.extent[0]; ++e) total += loads(e);
   for (std::int64_t e = threadIdx.x; e < bias.extent[0]; e += blockDim.x) {
@@ -45,6 +47,7 @@ __global__ void __launch_bounds__(256)
 template <class T>
 __global__ void __launch_bounds__(256)
     balance_scores_kernel(matrix_view<const T, space::device> logits, double* scores, double* each) {
+  wait_for_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t t = global_thread() / 32, experts = logits.extent[1];
   if (t >= logits.extent[0]) return;
@@ -60,6 +63,7 @@ template <class T>
 __global__ void __launch_bounds__(256)
     balance_sums_kernel(device_experts chosen, device_offsets offsets, const double* scores,
                         const double* each, std::int64_t experts, double scale, double* f, double* losses) {
+  wait_for_previous_kernels();
   __shared__ double sums[8][33];
   __shared__ int loads[8][33];
   const std::int64_t b = blockIdx.x, e = std::int64_t{blockIdx.y} * 32 + threadIdx.x;
@@ -87,6 +91,7 @@ __global__ void __launch_bounds__(256)
     balance_gradient_kernel(matrix_view<const T, space::device> logits, device_offsets offsets,
                             const double* scores, const double* each, const double* f, double scale,
                             matrix_view<T, space::device> dlogits) {
+  wait_for_previous_kernels();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t t = global_thread() / 32, experts = logits.extent[1];
   if (t >= logits.extent[0] || !(each[t] > 0)) return;

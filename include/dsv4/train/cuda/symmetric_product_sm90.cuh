@@ -76,6 +76,7 @@ __device__ __forceinline__ void store_symmetric(const symmetric_product& p, std:
 /// 64 rows each; the third brings tiles.
 template <class Product>
 __global__ void __launch_bounds__(384, 1) symmetric_product_kernel(Product p) {
+  wait_for_previous_kernels();
 #if DSV4_SM90A
   extern __shared__ __align__(1024) unsigned char raw[];
   symmetric_product_memory& m =
@@ -180,6 +181,7 @@ __global__ void __launch_bounds__(384, 1) symmetric_product_kernel(Product p) {
 /// Adds up the parts, in order: block (tile, 8 rows), a thread for each column.
 template <class Product>
 __global__ void __launch_bounds__(256) symmetric_parts_kernel(Product p) {
+  wait_for_previous_kernels();
   const int tiles = p.tiles(), tile = static_cast<int>(blockIdx.x) % tiles, i = p.row_tile_of(tile);
   const std::int64_t batch = blockIdx.x / tiles;
   const int column = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.y) * 8;
