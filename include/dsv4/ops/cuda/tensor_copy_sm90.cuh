@@ -65,6 +65,12 @@ __device__ __forceinline__ std::uint32_t narrow_tile_offset(int row, int column)
   return static_cast<std::uint32_t>(row * 64 + ((column ^ (row >> 1 & 3)) * 16));
 }
 
+/// Brings the description of a tensor near, for copies to come.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+#if DSV4_SM90A
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+#endif
+}
 /// A box to shared memory, later; `b` counts its bytes.
 __device__ __forceinline__ void copy_box(std::uint32_t to, const CUtensorMap& from, const tensor_place& at,
                                          phase_barrier& b) {

@@ -82,6 +82,29 @@ struct wgmma<128, TransB, 0> {
       "+f"(d[(i) + 11]), "+f"(d[(i) + 12]), "+f"(d[(i) + 13]), "+f"(d[(i) + 14]), "+f"(d[(i) + 15])
 
 template <int TransB, int TransA, class E>
+struct wgmma<96, TransB, TransA, E> {
+  static constexpr int sums = 48;
+  static __device__ __forceinline__ void run(float (&d)[sums], std::uint64_t a, std::uint64_t b, bool add) {
+#define DSV4_RUN(type)                                                                   \
+  asm volatile(                                                                          \
+      "{.reg .pred p; setp.ne.b32 p, %50, 0;"                                            \
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32." type "." type                        \
+      " {"                                                                               \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"   \
+      "}, %48, %49, p, 1, 1, %51, %52;}"                                                 \
+      : DSV4_SUMS_16(0), DSV4_SUMS_16(16), DSV4_SUMS_16(32)                              \
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(TransA), "n"(TransB))
+    if constexpr (std::is_same_v<E, bf16>)
+      DSV4_RUN("bf16");
+    else
+      DSV4_RUN("f16");
+#undef DSV4_RUN
+  }
+};
+
+template <int TransB, int TransA, class E>
 struct wgmma<160, TransB, TransA, E> {
   static constexpr int sums = 80;
   static __device__ __forceinline__ void run(float (&d)[sums], std::uint64_t a, std::uint64_t b, bool add) {

@@ -35,7 +35,7 @@ inline constexpr int symmetric_tile_rows = 128;
 /// half of the right operand, for both.
 template <class E, int Columns>
 struct symmetric_tiles {
-  static constexpr int columns = Columns, stages = Columns == 160 ? 5 : 4;
+  static constexpr int columns = Columns, stages = Columns <= 160 ? 5 : 4;
   static constexpr int pieces = Columns / 32;  ///< a tile is written 32 columns at a time
 
   CUtensorMap left, right, direct, mirrored;  ///< the latter two are y, in boxes of 64 x 32 and 32 x 64
@@ -93,6 +93,18 @@ struct alignas(1024) symmetric_memory {
   phase_barrier full[Tiles::stages], empty[Tiles::stages];
 };
 
+/// own = the sixteen sums of piece `piece`, which is at most `Last`.
+template <int Last, int N>
+__device__ __forceinline__ void take_piece(const float (&sums)[N], int piece, float (&own)[16]) {
+  if constexpr (Last > 0)
+    if (piece < Last) {
+      take_piece<Last - 1>(sums, piece, own);
+      return;
+    }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) own[i] = sums[16 * Last + i];
+}
+
 /// As many pairs of blocks as fit, each with every so-many-th part of a tile. Two warpgroups multiply, 64
 /// rows each; one thread of the third brings tiles.
 template <class E, int Columns>
@@ -113,6 +125,8 @@ __global__ void DSV4_PAIRS __launch_bounds__(384, 1)
     }
     fence_barrier_init();
   }
+  if (thread == 256)
+    for (const CUtensorMap* map : {&p.left, &p.right, &p.direct, &p.mirrored}) prefetch_map(*map);
   sync_pair();
   const int count = p.tiles(), all_steps = (p.inner + 63) / 64;
   const std::int64_t units = p.units(), pairs = gridDim.x / 2;
@@ -143,6 +157,25 @@ __global__ void DSV4_PAIRS __launch_bounds__(384, 1)
     for (std::int64_t unit = blockIdx.x / 2; unit < units; unit += pairs) {
       const auto at = p.locate(unit, count);
       const int begin = at.part * p.part_steps, end = min(all_steps, begin + p.part_steps);
+      const int first_row = at.row + symmetric_tile_rows * rank + 64 * group;
+      const int own_row = 16 * warp + lane / 4, own_column = 2 * (lane % 4);  // + 8 h, + 8 j
+      const std::int64_t matrix = p.offset(at);
+      std::uint32_t of_c[2][4] = {};  // of the next piece to be written
+      const auto load_c = [&](int first_column) {
+        if (p.c == nullptr || p.parts > 1) return;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          // Rows and columns beyond the matrix give what is never written; c's memory has whole rows of
+          // y_stride elements.
+          const int row = min(first_row + own_row + 8 * h, p.rows - 1);
+          const E* const from = p.c + matrix + row * p.y_stride + first_column + own_column;
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            if (first_column + own_column + 8 * j < p.y_stride)
+              of_c[h][j] = *reinterpret_cast<const std::uint32_t*>(from + 8 * j);
+        }
+      };
+      load_c(at.column);
       float sums[Columns / 2];
       const auto release = [&](int of) {
         if (lane < 2) arrive_in_pair(m.empty[of % stages], lane);
@@ -165,8 +198,6 @@ __global__ void DSV4_PAIRS __launch_bounds__(384, 1)
       keep(sums);
       release(step - 1);
 
-      const int first_row = at.row + symmetric_tile_rows * rank + 64 * group;
-      const int own_row = 16 * warp + lane / 4, own_column = 2 * (lane % 4);  // + 8 h, + 8 j
       if (p.parts > 1) {
         float* to = p.partial + ((unit * 2 + rank) * symmetric_tile_rows + 64 * group + own_row) * Columns +
                     own_column;
@@ -177,34 +208,21 @@ __global__ void DSV4_PAIRS __launch_bounds__(384, 1)
             *reinterpret_cast<pack<float, 2>*>(to + 8 * j) = {{sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]}};
         continue;
       }
-      const std::int64_t matrix = p.offset(at);
-#pragma unroll
+      // Not unrolled: so much code would have to come from memory at every launch.
+#pragma unroll 1
       for (int piece = 0; piece < tiles::pieces; ++piece) {
         const int first_column = at.column + 32 * piece;
         if (first_row < p.rows && first_column < first_row + 64) {
           const int slot = stored++ % 2;
           const bool on_diagonal = first_column + 32 > first_row;
-          std::uint32_t of_c[2][4] = {};
-          if (p.c) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              // Rows and columns beyond the matrix give what is never written; c's memory has whole rows of
-              // y_stride elements.
-              const int row = min(first_row + own_row + 8 * h, p.rows - 1);
-              const E* const from = p.c + matrix + row * p.y_stride + first_column + own_column;
-#pragma unroll
-              for (int j = 0; j < 4; ++j)
-                if (first_column + own_column + 8 * j < p.y_stride)
-                  of_c[h][j] = *reinterpret_cast<const std::uint32_t*>(from + 8 * j);
-            }
-          }
+          float own[16];
+          take_piece<tiles::pieces - 1>(sums, piece, own);
           std::uint32_t words[2][4];
 #pragma unroll
           for (int h = 0; h < 2; ++h)
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-              float2 value = {p.scale * sums[16 * piece + 4 * j + 2 * h],
-                              p.scale * sums[16 * piece + 4 * j + 2 * h + 1]};
+              float2 value = {p.scale * own[4 * j + 2 * h], p.scale * own[4 * j + 2 * h + 1]};
               if (p.c) {
                 const float2 c = unpacked_pair<E>(of_c[h][j]);
                 value.x += p.c_scale * c.x, value.y += p.c_scale * c.y;
@@ -216,6 +234,7 @@ __global__ void DSV4_PAIRS __launch_bounds__(384, 1)
               }
               words[h][j] = packed_pair<E>(value.x, value.y);
             }
+          load_c(first_column + 32);
           if (thread % 128 == 0)
             wait_for_stores<1>();  // those before the latest, which was in the other slot
           sync_threads(1 + group, 128);
@@ -271,10 +290,12 @@ __global__ void __launch_bounds__(256)
   if (row >= p.rows || column > row + 31) return;
   const std::int64_t matrix = p.offset(at);
   constexpr std::int64_t part_size = std::int64_t{2} * symmetric_tile_rows * Columns;
+#pragma unroll
   for (int k = down; k < 32; k += 8) {
     const float* const from =
         p.partial + blockIdx.x * part_size * p.parts + (block_row + k) * Columns + block_column + across;
     float sum = 0;
+#pragma unroll 8
     for (int part = 0; part < p.parts; ++part) sum += from[part * part_size];
     if (row + k < p.rows && column + across <= row + k) {
       const std::int64_t to = matrix + (row + k) * p.y_stride + column + across;
@@ -326,8 +347,8 @@ bool launch_symmetric_product_sm90(const exec::cuda& p, std::string_view where,
                                    const symmetric_product<E>& m) {
   if (!has_sm90a_code(p, symmetric_product_kernel<E, 256>)) return false;
   // Cycles until the last pair is done, by the width of tiles and the parts each is cut into. A step takes
-  // what its products take, or the reads and writes of shared memory; a tile's end about as long as 4 wide
-  // steps, sums that go to memory and come back twice as long.
+  // what its products take, or the reads and writes of shared memory; a tile's end grows with its width, and
+  // sums that go to memory and come back take longer.
   const std::int64_t pairs = p.device().multiprocessors / 2, steps = ceil_div(m.inner, 64);
   struct {
     std::int64_t time;
@@ -341,8 +362,8 @@ bool launch_symmetric_product_sm90(const exec::cuda& p, std::string_view where,
     const std::int64_t units = t.units();
     for (int parts = 1; parts <= 16; ++parts) {
       const std::int64_t each = ceil_div(steps, parts), bytes = units * parts * 256 * Columns * 4;
-      const std::int64_t time =
-          ceil_div(units * parts, pairs) * (each * step + (parts > 1 ? 8192 : 4096)) + (parts > 1 ? 4096 : 0);
+      const std::int64_t end = 32 * Columns + (parts > 1 ? 4096 : 0),
+                         time = ceil_div(units * parts, pairs) * (each * step + end) + (parts > 1 ? 8192 : 0);
       if (time < best.time && ceil_div(steps, each) == parts &&
           (parts == 1 || bytes <= static_cast<std::int64_t>(p.scratch_bytes())))
         best = {time, Columns, parts};
@@ -351,12 +372,15 @@ bool launch_symmetric_product_sm90(const exec::cuda& p, std::string_view where,
   consider.template operator()<256>();
   consider.template operator()<192>();
   consider.template operator()<160>();
+  consider.template operator()<96>();
   if (best.columns == 256)
     launch_symmetric_tiles<E, 256>(p, where, m, best.parts);
   else if (best.columns == 192)
     launch_symmetric_tiles<E, 192>(p, where, m, best.parts);
-  else
+  else if (best.columns == 160)
     launch_symmetric_tiles<E, 160>(p, where, m, best.parts);
+  else
+    launch_symmetric_tiles<E, 96>(p, where, m, best.parts);
   return true;
 }
 
