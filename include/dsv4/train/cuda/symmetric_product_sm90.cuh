@@ -44,6 +44,7 @@ struct symmetric_tiles {
   std::int64_t y_stride, y_batch, y_set;
   float scale, c_scale, shift;
   int rows, inner, batch, sets;
+  int count;  ///< tiles()
   /// Each tile's inner extent is cut into so many parts of `part_steps` steps of 64; with more than one,
   /// their sums go to `partial`.
   int parts, part_steps;
@@ -55,24 +56,24 @@ struct symmetric_tiles {
     const int end = 256 * (i + 1);
     return ((end < rows ? end : rows) + Columns - 1) / Columns;
   }
-  __host__ __device__ int tiles() const {
+  int tiles() const {
     int count = 0;
     for (int i = 0; i < row_tiles(); ++i) count += column_tiles(i);
     return count;
   }
-  __host__ __device__ std::int64_t units() const { return std::int64_t{tiles()} * batch * sets * parts; }
+  __host__ __device__ int units() const { return count * batch * sets * parts; }
 
   struct place {
     int row, column, batch, set, part;
   };
-  /// Where a pair of blocks works; `count` is tiles().
-  __device__ place locate(std::int64_t unit, int count) const {
+  /// Where a pair of blocks works.
+  __device__ place locate(int unit) const {
     place at;
-    at.part = static_cast<int>(unit % parts);
-    int tile = static_cast<int>(unit / parts % count), i = 0;
+    at.part = unit % parts;
+    const int whole = unit / parts, matrix = whole / count;
+    int tile = whole % count, i = 0;
     for (; tile >= column_tiles(i); ++i) tile -= column_tiles(i);
     at.row = 256 * i, at.column = Columns * tile;
-    const int matrix = static_cast<int>(unit / parts / count);
     at.batch = matrix % batch, at.set = matrix / batch;
     return at;
   }
@@ -128,15 +129,15 @@ __global__ void DSV4_PAIRS __launch_bounds__(384, 1)
   if (thread == 256)
     for (const CUtensorMap* map : {&p.left, &p.right, &p.direct, &p.mirrored}) prefetch_map(*map);
   sync_pair();
-  const int count = p.tiles(), all_steps = (p.inner + 63) / 64;
-  const std::int64_t units = p.units(), pairs = gridDim.x / 2;
+  const int all_steps = (p.inner + 63) / 64, units = p.units(), pairs = static_cast<int>(gridDim.x / 2),
+            pair = static_cast<int>(blockIdx.x / 2);
 
   int step = 0;  // counts through all units
   if (group == 2) {
     give_registers<40>();
     if (thread == 256)
-      for (std::int64_t unit = blockIdx.x / 2; unit < units; unit += pairs) {
-        const auto at = p.locate(unit, count);
+      for (int unit = pair; unit < units; unit += pairs) {
+        const auto at = p.locate(unit);
         const int end = min(all_steps, (at.part + 1) * p.part_steps);
         for (int i = at.part * p.part_steps; i < end; ++i, ++step) {
           const int stage = step % stages, round = step / stages;
@@ -154,8 +155,8 @@ __global__ void DSV4_PAIRS __launch_bounds__(384, 1)
     const std::uint32_t direct = shared_address(m.direct[group]),
                         mirrored = shared_address(m.mirrored[group]);
     int stored = 0;  // pieces, of all units
-    for (std::int64_t unit = blockIdx.x / 2; unit < units; unit += pairs) {
-      const auto at = p.locate(unit, count);
+    for (int unit = pair; unit < units; unit += pairs) {
+      const auto at = p.locate(unit);
       const int begin = at.part * p.part_steps, end = min(all_steps, begin + p.part_steps);
       const int first_row = at.row + symmetric_tile_rows * rank + 64 * group;
       const int own_row = 16 * warp + lane / 4, own_column = 2 * (lane % 4);  // + 8 h, + 8 j
@@ -199,7 +200,8 @@ __global__ void DSV4_PAIRS __launch_bounds__(384, 1)
       release(step - 1);
 
       if (p.parts > 1) {
-        float* to = p.partial + ((unit * 2 + rank) * symmetric_tile_rows + 64 * group + own_row) * Columns +
+        float* to = p.partial +
+                    ((std::int64_t{unit} * 2 + rank) * symmetric_tile_rows + 64 * group + own_row) * Columns +
                     own_column;
 #pragma unroll
         for (int h = 0; h < 2; ++h, to += 8 * Columns)
@@ -282,7 +284,7 @@ template <class E, int Columns>
 __global__ void __launch_bounds__(256)
     symmetric_parts_kernel(const __grid_constant__ symmetric_tiles<E, Columns> p) {
   __shared__ E tile[32][34];
-  const auto at = p.locate(std::int64_t{blockIdx.x} * p.parts, p.tiles());
+  const auto at = p.locate(static_cast<int>(blockIdx.x) * p.parts);
   const int across = static_cast<int>(threadIdx.x), down = static_cast<int>(threadIdx.y);
   const int block_row = static_cast<int>(blockIdx.y) / (Columns / 32) * 32,
             block_column = static_cast<int>(blockIdx.y) % (Columns / 32) * 32;
@@ -331,7 +333,8 @@ void launch_symmetric_tiles(const exec::cuda& p, std::string_view where, const s
   t.shift = static_cast<float>(m.shift);
   t.rows = static_cast<int>(m.rows), t.inner = static_cast<int>(m.inner);
   t.batch = static_cast<int>(m.batch), t.sets = static_cast<int>(m.sets);
-  t.parts = parts, t.part_steps = static_cast<int>(ceil_div(ceil_div(m.inner, 64), parts));
+  t.count = t.tiles(), t.parts = parts,
+  t.part_steps = static_cast<int>(ceil_div(ceil_div(m.inner, 64), parts));
   t.partial = reinterpret_cast<float*>(p.scratch());
   const std::int64_t pairs = std::min<std::int64_t>(t.units(), p.device().multiprocessors / 2);
   p.launch(where, symmetric_product_kernel<E, Columns>, dim3(static_cast<unsigned>(2 * pairs)), 384,
@@ -357,7 +360,7 @@ bool launch_symmetric_product_sm90(const exec::cuda& p, std::string_view where,
   const auto consider = [&]<int Columns>() {
     symmetric_tiles<E, Columns> t{};
     t.rows = static_cast<int>(m.rows), t.batch = static_cast<int>(m.batch);
-    t.sets = static_cast<int>(m.sets), t.parts = 1;
+    t.sets = static_cast<int>(m.sets), t.parts = 1, t.count = t.tiles();
     constexpr std::int64_t step = std::max(4 * Columns, 256 + 3 * Columns);
     const std::int64_t units = t.units();
     for (int parts = 1; parts <= 16; ++parts) {
