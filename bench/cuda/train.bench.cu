@@ -28,7 +28,9 @@ void bench_newton_schulz(const exec::cuda& p, const ceilings& c, std::int64_t ba
   const double n = double(std::min(rows, columns)), m = double(std::max(rows, columns));
   c.report("newton_schulz " + std::to_string(batch) + " x " + std::to_string(rows) + " x " +
                std::to_string(columns) + (products == newton_schulz_products::bf16 ? ", bf16" : ", float") +
-               (form == newton_schulz_form::gram ? ", gram" : ""),
+               (form == newton_schulz_form::gram       ? ", gram"
+                : form == newton_schulz_form::standard ? ", standard"
+                                                       : ""),
            ms, double(batch) * 10 * (4 * n * n * m + 2 * n * n * n), 0);
 }
 
@@ -76,13 +78,19 @@ int main() {
   const auto c = ceilings::measure(p);
   constexpr auto bf16_products = newton_schulz_products::bf16;
   constexpr auto full = newton_schulz_products::full;
-  constexpr auto standard = newton_schulz_form::standard, gram = newton_schulz_form::gram;
-  bench_newton_schulz(p, c, 1, 2048, 4096, bf16_products, standard, 15);
-  bench_newton_schulz(p, c, 1, 1024, 32768, bf16_products, standard, 15);
-  bench_newton_schulz(p, c, 16, 2048, 4096, bf16_products, standard, 5);
-  bench_newton_schulz(p, c, 256, 2048, 4096, bf16_products, standard, 1);
-  bench_newton_schulz(p, c, 1, 4096, 2048, bf16_products, standard, 15);
-  bench_newton_schulz(p, c, 64, 64, 96, bf16_products, standard, 15);
+  constexpr auto automatic = newton_schulz_form::automatic, standard = newton_schulz_form::standard,
+                 gram = newton_schulz_form::gram;
+  struct {
+    std::int64_t batch, rows, columns;
+    int repeats;
+  } const shapes[] = {{1, 2048, 4096, 15}, {1, 1024, 32768, 15}, {16, 2048, 4096, 5}, {256, 2048, 4096, 1},
+                      {1, 4096, 2048, 15}, {1, 4096, 4096, 15},  {64, 64, 96, 15}};
+  for (const auto& s : shapes) {
+    bench_newton_schulz(p, c, s.batch, s.rows, s.columns, bf16_products, automatic, s.repeats);
+    const auto chosen = faster_form(s.rows, s.columns, bf16_products, D);
+    bench_newton_schulz(p, c, s.batch, s.rows, s.columns, bf16_products, chosen == gram ? standard : gram,
+                        s.repeats);
+  }
   bench_newton_schulz(p, c, 64, 64, 96, full, standard, 15);
   bench_newton_schulz(p, c, 1, 2048, 4096, full, standard, 3);
   bench_newton_schulz(p, c, 1, 2048, 4096, full, gram, 3);

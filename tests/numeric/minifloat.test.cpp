@@ -3,6 +3,7 @@
 #include "support/catch.hpp"
 #include <dsv4/core/macros.hpp>
 #include <dsv4/numeric/e5m6.hpp>
+#include <dsv4/numeric/fp16.hpp>
 #include <dsv4/numeric/fp4.hpp>
 #include <dsv4/numeric/minifloat.hpp>
 
@@ -47,6 +48,11 @@ struct definition<e5m6> {
   static constexpr int mantissa_bits = 6, bias = 15, last = 0x7BF, overflow = 0x7C0, nan = 0x7FF,
                        sign = 0x800;
 };
+template <>
+struct definition<fp16> {
+  static constexpr int mantissa_bits = 10, bias = 15, last = 0x7BFF, overflow = 0x7C00, nan = 0x7FFF,
+                       sign = 0x8000;
+};
 
 template <class F>
 value_grid grid_of() {
@@ -82,7 +88,7 @@ F bits(unsigned code) {
 }
 }  // namespace
 
-#define DSV4_FORMATS e4m3fn, e4m3fnuz, e5m2, e2m1, e5m6
+#define DSV4_FORMATS e4m3fn, e4m3fnuz, e5m2, e2m1, e5m6, fp16
 
 TEMPLATE_TEST_CASE("every code decodes to its definition, and comes back", "", DSV4_FORMATS) {
   using F = TestType;
@@ -98,7 +104,8 @@ TEMPLATE_TEST_CASE("every code decodes to its definition, and comes back", "", D
     if (std::is_same_v<F, e4m3fnuz> ? code == D::nan
                                     : magnitude > D::last &&
                                           !(std::is_same_v<F, e5m2> && magnitude == 0x7C) &&
-                                          !(std::is_same_v<F, e5m6> && magnitude == 0x7C0)) {
+                                          !(std::is_same_v<F, e5m6> && magnitude == 0x7C0) &&
+                                          !(std::is_same_v<F, fp16> && magnitude == 0x7C00)) {
       CHECK((std::isnan(x) && std::isnan(double(f)) && f.is_nan() && F(x).is_nan()));
       continue;
     }
@@ -129,7 +136,8 @@ TEMPLATE_TEST_CASE("all 2^32 floats round to the nearest, ties to even", "[.long
   using F = TestType;
   check_all(grid_of<F>(), saturating<F>, saturated<F>, kept_nan<F>);
 }
-TEMPLATE_TEST_CASE("all 2^32 floats round without saturation", "[.long]", e4m3fn, e4m3fnuz, e5m2, e5m6) {
+TEMPLATE_TEST_CASE("all 2^32 floats round without saturation", "[.long]", e4m3fn, e4m3fnuz, e5m2, e5m6,
+                   fp16) {
   using F = TestType;
   check_all(grid_of<F>(), non_saturating<F>, overflowed<F>, kept_nan<F>);
 }
@@ -193,6 +201,9 @@ TEST_CASE("limits of OCP OFP8, and overflow with and without saturation") {
   CHECK(e5m6::max() == 65024);
   CHECK(float(bits<e5m6>(0x040)) == 0x1p-14f);
   CHECK(float(bits<e5m6>(0x001)) == 0x1p-20f);
+  CHECK(fp16::max() == 65504);
+  CHECK(float(bits<fp16>(0x0400)) == 0x1p-14f);
+  CHECK(float(bits<fp16>(0x0001)) == 0x1p-24f);
 
   for (float x : {465.0f, 1e30f, infinity}) {
     CHECK(float(e4m3(x)) == 448);
@@ -229,7 +240,7 @@ TEST_CASE("row 51b, the wrong FP8 dialect: e4m3fn and e4m3fnuz are two types") {
 
 TEMPLATE_TEST_CASE("storage types do not turn into numbers or one another by accident", "", DSV4_FORMATS) {
   using F = TestType;
-  static_assert(std::is_trivially_copyable_v<F> && sizeof(F) == (std::is_same_v<F, e5m6> ? 2 : 1));
+  static_assert(std::is_trivially_copyable_v<F> && sizeof(F) == (definition<F>::sign > 0x80 ? 2 : 1));
   static_assert(!std::is_convertible_v<float, F> && !std::is_convertible_v<F, float>);
   static_assert(!std::is_convertible_v<double, F> && !std::is_convertible_v<F, double>);
   static_assert(std::is_constructible_v<F, float> && std::is_constructible_v<float, F>);

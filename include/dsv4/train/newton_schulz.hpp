@@ -69,24 +69,43 @@ enum class newton_schulz_form {
   gram,       ///< Q <- Q (a I + B) on the small Gram matrix R = X X^T, X <- Q X at restarts and at the end
 };
 
-/// What products are rounded to. `bf16` is how DeepSeek trains: operands in bf16, sums in float.
+/// What products are rounded to. `bf16` is how DeepSeek trains: operands of 16 bits, sums in float. They are
+/// bf16 in the standard form. In the Gram form, as in Dao-AILab's, they are half precision: bf16's errors of
+/// R make it indefinite, and each step enlarges negative eigenvalues twelvefold. So the Gram form comes
+/// several times closer to the exact result than the standard one, from Gaussian matrices to a condition of
+/// 1e4.
 enum class newton_schulz_products { full, bf16 };
 
-/// The form that needs less time for N x M matrices. In bf16 the standard one: the error of a bf16 Gram
-/// matrix would make it indefinite, and each step enlarges negative eigenvalues twelvefold.
+/// The form that needs less time for N x M matrices. On the host, whose matrix units have no half precision,
+/// that is the standard one for bf16.
 constexpr newton_schulz_form faster_form(std::int64_t rows, std::int64_t columns,
-                                         newton_schulz_products products = newton_schulz_products::full) {
+                                         newton_schulz_products products = newton_schulz_products::full,
+                                         space s = space::host) {
   const std::int64_t n = rows < columns ? rows : columns, m = rows < columns ? columns : rows;
   // A restart costs 3 n^2 m operations and saves 3 n^3: nothing to win near the square.
-  return products == newton_schulz_products::full && 8 * m >= 9 * n ? newton_schulz_form::gram
-                                                                    : newton_schulz_form::standard;
+  return 8 * m >= 9 * n && (products == newton_schulz_products::full || s == space::device)
+             ? newton_schulz_form::gram
+             : newton_schulz_form::standard;
 }
+
+namespace detail {
+/// `v` as products read it. Half precision counts by its 11 significant bits: who stores it scales it.
+template <class T>
+T rounded_operand(T v, newton_schulz_products products, newton_schulz_form form) {
+  if (products == newton_schulz_products::full) return v;
+  if (form == newton_schulz_form::standard) return static_cast<T>(bf16(v));
+  constexpr int dropped = wide_layout<T>::mantissa_bits - 10;
+  using word = typename wide_layout<T>::word;
+  const word w = to_word(v), half = (word{1} << (dropped - 1)) - 1 + (w >> dropped & 1);
+  return from_word(static_cast<word>((w + half) >> dropped << dropped));
+}
+}  // namespace detail
 
 /// y[b] = the steps applied to x[b] / (|x[b]|_F + epsilon), for each of B matrices. Tall matrices are worked
 /// on transposed. y may be x. In the Gram form X and R are made anew after every `restart` steps, because R's
-/// rounding errors grow twelvefold a step; 0 leaves that to the precision (4 in float, 5 in double).
-/// Source: report, section 2.4, and Dao-AILab's Gram form. A kernel also tells how much memory it borrows:
-/// scratch(policy, inputs), in elements of T.
+/// rounding errors grow twelvefold a step; 0 leaves that to the precision (3 in half, 4 in float, 5 in
+/// double). Source: report, section 2.4, and Dao-AILab's Gram form. A kernel also tells how much memory it
+/// borrows: scratch(policy, inputs), in elements of T.
 template <class T, space S = space::host>
 struct newton_schulz {
   static constexpr space memory = S;
@@ -99,10 +118,12 @@ struct newton_schulz {
     double epsilon = 1e-7;
 
     newton_schulz_form chosen_form() const {
-      return form == newton_schulz_form::automatic ? faster_form(x.extent[1], x.extent[2], products) : form;
+      return form == newton_schulz_form::automatic ? faster_form(x.extent[1], x.extent[2], products, S)
+                                                   : form;
     }
     std::size_t chosen_restart() const {
-      return static_cast<std::size_t>(restart > 0 ? restart : sizeof(T) == 4 ? 4 : 5);
+      if (restart > 0) return static_cast<std::size_t>(restart);
+      return products == newton_schulz_products::bf16 ? 3 : sizeof(T) == 4 ? 4 : 5;
     }
   };
   struct outputs {
@@ -117,8 +138,6 @@ struct newton_schulz {
                     : axis == 1 ? "y rows"
                                 : "y columns",
                     out.y.extent[axis], in.x.extent[axis]);
-    if (in.products == newton_schulz_products::bf16 && in.chosen_form() == newton_schulz_form::gram)
-      throw contract_error("newton_schulz", "form", "standard with bf16 products", "gram");
     if (in.x.size() == 0) return;
     workspace_scope<S> scope(w);
     const auto scratch = take<T>(w, kernel<newton_schulz, P>::scratch(p, in));
@@ -162,7 +181,7 @@ struct kernel<newton_schulz<T>, exec::reference> {
     return r;
   }
   static double rounded(const typename op::inputs& in, double v) {
-    return in.products == newton_schulz_products::bf16 ? double(bf16(v)) : v;
+    return detail::rounded_operand(v, in.products, in.chosen_form());
   }
   static matrix transposed(const matrix& m) {
     matrix t{m.columns, m.rows};

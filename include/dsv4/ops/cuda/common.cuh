@@ -4,11 +4,13 @@
 
 #include <dsv4/exec/cuda.cuh>
 #include <dsv4/numeric/bf16.hpp>
+#include <dsv4/numeric/fp16.hpp>
 #include <dsv4/tensor/view.hpp>
 
 #include <algorithm>
 #include <cstdint>
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <limits>
 #include <type_traits>
 
@@ -21,13 +23,18 @@ using accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>
 /// `value` in the wider type, exactly.
 template <class A, class T>
 __device__ __forceinline__ A widened(T value) {
-  return static_cast<A>(value);
+  if constexpr (std::is_same_v<T, fp16>)
+    return static_cast<A>(__half2float(__ushort_as_half(value.bits)));
+  else
+    return static_cast<A>(value);
 }
 /// `value` rounded to the nearest `T`.
 template <class T, class A>
 __device__ __forceinline__ T narrowed(A value) {
   if constexpr (std::is_same_v<T, bf16> && std::is_same_v<A, float>)
     return bf16::from_bits(__bfloat16_as_ushort(__float2bfloat16_rn(value)));
+  else if constexpr (std::is_same_v<T, fp16> && std::is_same_v<A, float>)
+    return fp16::from_bits(__half_as_ushort(__float2half_rn(value)));
   else
     return static_cast<T>(value);
 }

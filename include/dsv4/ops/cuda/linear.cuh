@@ -18,6 +18,7 @@ namespace detail {
 template <class T>
 inline constexpr cudaDataType_t cuda_type = std::is_same_v<T, double>  ? CUDA_R_64F
                                             : std::is_same_v<T, float> ? CUDA_R_32F
+                                            : std::is_same_v<T, fp16>  ? CUDA_R_16F
                                                                        : CUDA_R_16BF;
 /// Whether cuBLASLt multiplies x of `X` by weights of `W` into `T`, without rounding the inputs.
 template <class T, class W, class X>

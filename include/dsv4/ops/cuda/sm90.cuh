@@ -69,6 +69,10 @@ struct phase_barrier {
     } while (!over);
   }
 };
+/// One arrival at `b`, whose phase is not over before `bytes` have landed too.
+__device__ __forceinline__ void arrive_expecting(phase_barrier& b, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(b.address()), "r"(bytes) : "memory");
+}
 /// Makes initialised barriers known to the asynchronous units.
 __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

@@ -20,10 +20,6 @@ bool has_streams_code(const exec::cuda& p, Kernel* kernel) {
   return a.numRegs >= 32;
 }
 
-/// One arrival at `b`, whose phase is not over before `bytes` have landed too.
-__device__ __forceinline__ void arrive_expecting(phase_barrier& b, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(b.address()), "r"(bytes) : "memory");
-}
 /// `bytes`, a multiple of 16, from global to shared memory, later; `b` counts them.
 __device__ __forceinline__ void copy_bulk(std::uint32_t to, const void* from, int bytes, phase_barrier& b) {
 #if DSV4_SM90A

@@ -41,7 +41,13 @@ class newton_schulz_iteration {
   using inputs = typename newton_schulz<T>::inputs;
 
   newton_schulz_iteration(const inputs& in, task_runner run, T* scratch)
-      : in_(in), run_(run), n_(small(in)), m_(large(in)), ldx_(leading(m_)), lda_(leading(n_)) {
+      : in_(in),
+        run_(run),
+        form_(in.chosen_form()),
+        n_(small(in)),
+        m_(large(in)),
+        ldx_(leading(m_)),
+        lda_(leading(n_)) {
     for (T*& x : x_) x = std::exchange(scratch, scratch + n_ * ldx_);
     for (T*& a : a_) a = std::exchange(scratch, scratch + n_ * lda_);
   }
@@ -53,7 +59,7 @@ class newton_schulz_iteration {
 
   void operator()(matrix_view<const T> from, matrix_view<T> to, T factor) {
     load(from, factor);
-    if (in_.chosen_form() == newton_schulz_form::standard)
+    if (form_ == newton_schulz_form::standard)
       standard();
     else
       gram();
@@ -68,7 +74,7 @@ class newton_schulz_iteration {
   static std::int64_t leading(std::int64_t columns) { return (columns + 15) / 16 * 16 + 16; }
   std::int64_t block_rows() const { return n_ < 1024 ? 48 : 192; }
 
-  T rounded(T v) const { return in_.products == newton_schulz_products::bf16 ? static_cast<T>(bf16(v)) : v; }
+  T rounded(T v) const { return rounded_operand(v, in_.products, form_); }
 
   /// X = factor from, transposed when tall.
   void load(matrix_view<const T> from, T factor) {
@@ -222,6 +228,7 @@ class newton_schulz_iteration {
 
   const inputs& in_;
   task_runner run_;
+  newton_schulz_form form_;
   std::int64_t n_, m_, ldx_, lda_;
   T* x_[2];  // X and the next X
   T* a_[4];  // n x n
@@ -261,7 +268,8 @@ struct kernel<newton_schulz<T>, exec::cpu> {
   static auto with_iteration(const typename op::inputs& in, const F& f) {
 #if DSV4_X86_KERNELS
     if constexpr (std::is_same_v<T, float>)
-      if (in.products == newton_schulz_products::bf16 && detail::newton_schulz_avx512::supported())
+      if (in.products == newton_schulz_products::bf16 && in.chosen_form() == newton_schulz_form::standard &&
+          detail::newton_schulz_avx512::supported())
         return f(std::type_identity<detail::newton_schulz_avx512::iteration>{});
 #endif
     return f(std::type_identity<detail::newton_schulz_iteration<T>>{});

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Newton-Schulz on the GPU, a whole batch at a time. Products in the scalar type are cuBLASLt's. In bf16
-/// X X^T and A^2, which are symmetric, are our own on Hopper: one triangle is computed.
+/// Newton-Schulz on the GPU, a whole batch at a time. Products in the scalar type are cuBLASLt's. In 16 bits
+/// those that are symmetric are our own on Hopper: one triangle is computed.
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
 #include <dsv4/ops/cuda/gemm_portable.cuh>
 #include <dsv4/ops/cuda/linear.cuh>
+#include <dsv4/train/cuda/newton_schulz_kernels.cuh>
 #include <dsv4/train/cuda/symmetric_product_sm90.cuh>
 #include <dsv4/train/newton_schulz.hpp>
 
@@ -17,119 +18,16 @@
 namespace dsv4 {
 namespace detail {
 
-inline constexpr int newton_schulz_parts = 64;
-
-/// partial[b, part] = the sum of squares of every 64th row. Block (part, matrix).
-template <class T>
-__global__ void __launch_bounds__(256)
-    newton_schulz_squares_kernel(tensor_view<const T, space::device> x, double* partial) {
-  wait_for_previous_kernels();
-  __shared__ double sums[8];
-  const auto own = x[blockIdx.y];
-  double sum = 0;
-  for (std::int64_t i = blockIdx.x; i < own.extent[0]; i += newton_schulz_parts)
-    for (std::int64_t j = threadIdx.x; j < own.extent[1]; j += blockDim.x) {
-      const double v = static_cast<double>(own(i, j));
-      sum += v * v;
-    }
-  sum = block_sum(sum, sums);
-  if (threadIdx.x == 0) partial[std::int64_t{blockIdx.y} * newton_schulz_parts + blockIdx.x] = sum;
-}
-
-/// factor[b] = 1 / (norm + epsilon), in place of the first partial sum.
-template <class Sum>
-__global__ void __launch_bounds__(64)
-    newton_schulz_factor_kernel(Sum* partial, std::int64_t batch, double epsilon) {
-  wait_for_previous_kernels();
-  const std::int64_t b = global_thread();
-  if (b >= batch) return;
-  double* const own = partial + b * newton_schulz_parts;
-  double sum = 0;
-  for (int i = 0; i < newton_schulz_parts; ++i) sum += own[i];
-  own[0] = 1 / (sqrt(sum) + epsilon);
-}
-
-/// to[b] = factor[b] from[b], where factor is every 64th of `factors`, or 1 without them. `to` may be wider
-/// than `from`: what is left of its rows becomes 0. Block (1024 columns, row, matrix).
-template <class To, class From>
-__global__ void __launch_bounds__(256)
-    scaled_copy_kernel(tensor_view<const From, space::device> from, tensor_view<To, space::device> to,
-                       const double* factors, bool vectors) {
-  wait_for_previous_kernels();
-  const std::int64_t j = (std::int64_t{blockIdx.x} * 256 + threadIdx.x) * 4, columns = from.extent[2];
-  if (j >= to.extent[2]) return;
-  using A = accumulator<From>;
-  const A factor = factors ? static_cast<A>(factors[std::int64_t{blockIdx.z} * newton_schulz_parts]) : A(1);
-  const From* const source = from.data + blockIdx.z * from.stride[0] + blockIdx.y * from.stride[1] + j;
-  To* const target = to.data + blockIdx.z * to.stride[0] + blockIdx.y * to.stride[1] + j;
-  const auto scaled = [&](From v) { return narrowed<To>(widened<A>(v) * factor); };
-  if (vectors && j + 4 <= columns) {
-    const auto in = *reinterpret_cast<const pack<From, 4>*>(source);
-    pack<To, 4> out;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) out.value[k] = scaled(in.value[k]);
-    *reinterpret_cast<pack<To, 4>*>(target) = out;
-    return;
-  }
-  for (int k = 0; k < 4 && j + k < to.extent[2]; ++k) target[k] = j + k < columns ? scaled(source[k]) : To{};
-}
-
-/// The same of from[b]^T. Block (32 columns of `to`, 32 rows, matrix) of 32 x 8 threads.
-template <class To, class From>
-__global__ void __launch_bounds__(256)
-    scaled_transpose_kernel(tensor_view<const From, space::device> from, tensor_view<To, space::device> to,
-                            const double* factors) {
-  wait_for_previous_kernels();
-  using A = accumulator<From>;
-  __shared__ A tile[32][33];
-  const A factor = factors ? static_cast<A>(factors[std::int64_t{blockIdx.z} * newton_schulz_parts]) : A(1);
-  const auto source = from[blockIdx.z];
-  const auto target = to[blockIdx.z];
-  const std::int64_t column = std::int64_t{blockIdx.x} * 32, row = std::int64_t{blockIdx.y} * 32;
-  for (int k = static_cast<int>(threadIdx.y); k < 32; k += 8) {
-    const std::int64_t i = column + k, j = row + threadIdx.x;
-    tile[k][threadIdx.x] = i < source.extent[0] && j < source.extent[1] ? widened<A>(source(i, j)) : A(0);
-  }
-  __syncthreads();
-  for (int k = static_cast<int>(threadIdx.y); k < 32; k += 8) {
-    const std::int64_t i = row + k, j = column + threadIdx.x;
-    if (i < target.extent[0] && j < target.extent[1])
-      target(i, j) = narrowed<To>(tile[threadIdx.x][k] * factor);
-  }
-}
-
-template <class To, class From>
-void scaled_copy(const exec::cuda& p, const tensor_view<const From, space::device>& from,
-                 const tensor_view<To, space::device>& to, const double* factors, bool transposing) {
-  const auto count = [](std::int64_t n) { return static_cast<unsigned>(n); };
-  if (transposing) {
-    p.launch("newton_schulz", scaled_transpose_kernel<To, From>,
-             dim3(count(ceil_div(to.extent[2], 32)), count(ceil_div(to.extent[1], 32)), count(to.extent[0])),
-             dim3(32, 8), 0, from, to, factors);
-  } else {
-    p.launch("newton_schulz", scaled_copy_kernel<To, From>,
-             dim3(count(ceil_div(to.extent[2], 1024)), count(to.extent[1]), count(to.extent[0])), 256, 0,
-             from, to, factors, all_vectorisable(from, to));
-  }
-}
-
-/// s = a I + b A + c S, element by element, for dense (B, n, n).
-template <class T>
-__global__ void __launch_bounds__(256)
-    newton_schulz_polynomial_kernel(T a, T b, T c, const T* gram, T* s, std::int64_t n, std::int64_t count) {
-  wait_for_previous_kernels();
-  for (std::int64_t i = global_thread(); i < count; i += global_threads())
-    s[i] = c * s[i] + b * gram[i] + (i / n % n == i % n ? a : T(0));
-}
-
 /// The matrices of a batch while the steps are made: X (B, n, m), n <= m, rows of `ldx` elements, and square
-/// ones (B, n, n), rows of `lda`. E is what products read.
+/// ones (B, n, n), rows of `lda`. E is what products read: T, or bf16 in the standard form, or fp16 in the
+/// Gram form. There X and R are `scale` times as large, or their small elements would lose bits.
 template <class T, class E>
 class newton_schulz_batch {
  public:
   using inputs = typename newton_schulz<T, space::device>::inputs;
   using outputs = typename newton_schulz<T, space::device>::outputs;
-  static constexpr bool rounding = !std::is_same_v<T, E>;  ///< products in bf16
+  static constexpr bool rounding = !std::is_same_v<T, E>;
+  static constexpr double scale = std::is_same_v<E, fp16> ? 0x1p12 : 1;
 
   static std::int64_t scratch(const inputs& in) {
     const newton_schulz_batch s(in);
@@ -147,21 +45,26 @@ class newton_schulz_batch {
   }
 
   void run(const outputs& out) {
-    const bool tall = in_.x.extent[1] > in_.x.extent[2];
+    const auto& x = in_.x;
+    const std::int64_t chunks = x.extent[1] * ceil_div(x.extent[2], 1024);
+    const int parts = static_cast<int>(std::clamp<std::int64_t>(chunks / 4, 1, newton_schulz_parts));
     p_->launch("newton_schulz", newton_schulz_squares_kernel<T>,
-               dim3(newton_schulz_parts, static_cast<unsigned>(batch_)), 256, 0, in_.x, factors_);
-    p_->launch("newton_schulz", newton_schulz_factor_kernel<double>,
-               dim3(static_cast<unsigned>(ceil_div(batch_, 64))), 64, 0, factors_, batch_, in_.epsilon);
-    scaled_copy<E, T>(*p_, in_.x, {x_[0], batch_, n_, ldx_}, factors_, tall);
-    if constexpr (rounding)
-      bf16_steps();
-    else if (in_.chosen_form() == newton_schulz_form::standard)
-      standard();
-    else
-      gram();
-    tensor_view<const E, space::device> x(x_[0], batch_, n_, ldx_);
-    x.extent[2] = m_;
-    scaled_copy<T, E>(*p_, x, out.y, nullptr, tall);
+               dim3(static_cast<unsigned>(parts), static_cast<unsigned>(batch_)), 256, 0, x, factors_,
+               vectorisable(x));
+    p_->launch("newton_schulz", newton_schulz_factor_kernel<double>, dim3(static_cast<unsigned>(batch_)), 128,
+               0, factors_, parts, in_.epsilon);
+    scaled_copy<E, T>(*p_, x, {x_[0], batch_, n_, ldx_}, factors_, scale, tall());
+    if constexpr (std::is_same_v<E, fp16>) {
+      half_gram(out.y);
+    } else {
+      if constexpr (rounding)
+        bf16_steps();
+      else if (in_.chosen_form() == newton_schulz_form::standard)
+        standard();
+      else
+        gram();
+      store(out.y);
+    }
   }
 
  private:
@@ -175,9 +78,17 @@ class newton_schulz_batch {
         lda_(rounding ? ceil_div(n_, 8) * 8 : n_) {}
   std::int64_t x_size() const { return batch_ * n_ * ldx_; }
   std::int64_t a_size() const { return batch_ * n_ * lda_; }
-  int squares() const { return in_.chosen_form() == newton_schulz_form::standard ? 2 : 4; }
+  int squares() const {
+    return in_.chosen_form() == newton_schulz_form::standard ? 2 : std::is_same_v<E, fp16> ? 5 : 4;
+  }
+  bool tall() const { return in_.x.extent[1] > in_.x.extent[2]; }
+  void store(const tensor_view<T, space::device>& y) const {
+    tensor_view<const E, space::device> x(x_[0], batch_, n_, ldx_);
+    x.extent[2] = m_;
+    scaled_copy<T, E>(*p_, x, y, nullptr, 1 / scale, tall());
+  }
 
-  /// y = scale x weight^T + c_scale c, or x weight where `flipped`, of matrices (rows, inner) and (columns,
+  /// y = factor x weight^T + c_scale c, or x weight where `flipped`, of matrices (rows, inner) and (columns,
   /// inner).
   struct product {
     std::int64_t rows, columns, inner;
@@ -188,7 +99,7 @@ class newton_schulz_batch {
     bool flipped;
     E* y;
     std::int64_t ldy;
-    double scale = 1;
+    double factor = 1;
     const E* c = nullptr;
     double c_scale = 0;
   };
@@ -199,10 +110,10 @@ class newton_schulz_batch {
     m.x_stride = q.ldx, m.weight_stride = q.ldw, m.y_stride = q.ldy;
     m.x_batch_stride = n_ * q.ldx, m.weight_batch_stride = n_ * q.ldw, m.y_batch_stride = n_ * q.ldy;
     m.weight_transposed = q.flipped;
-    m.scale = q.scale, m.c_scale = q.c_scale;
+    m.scale = q.factor, m.c_scale = q.c_scale;
     if (p_->matmul("newton_schulz", m)) return;
     if constexpr (rounding) {
-      throw cuda_error("newton_schulz", "cuBLASLt has no product in bf16 of this shape",
+      throw cuda_error("newton_schulz", "cuBLASLt has no product in 16 bits of this shape",
                        CUBLAS_STATUS_NOT_SUPPORTED, std::source_location::current());
     } else {
       tensor_view<const E, space::device> x(q.x, q.rows, batch_, q.inner),
@@ -243,7 +154,7 @@ class newton_schulz_batch {
   }
 
   void gram() {
-    auto& [r, h, q, t] = a_;
+    E *&r = a_[0], *&h = a_[1], *&q = a_[2], *&t = a_[3];
     const std::size_t restart = in_.chosen_restart(), count = in_.steps.size();
     for (std::size_t k = 0; k < count; ++k) {
       const bool first = k % restart == 0, last = (k + 1) % restart == 0 || k + 1 == count;
@@ -263,33 +174,89 @@ class newton_schulz_batch {
     }
   }
 
-  /// y = scale x x^T + c_scale c
-  void symmetric(const E* x, std::int64_t ldx, E* y, double scale, const E* c, double c_scale) const {
-    const symmetric_product m{.x = x,
-                              .x_stride = ldx,
-                              .x_batch = n_ * ldx,
-                              .rows = n_,
-                              .inner = ldx,
-                              .y = y,
-                              .y_stride = lda_,
-                              .y_batch = n_ * lda_,
-                              .c = c,
-                              .scale = static_cast<float>(scale),
-                              .c_scale = static_cast<float>(c_scale),
-                              .batch = static_cast<int>(batch_)};
-    if (!launch_symmetric_product_sm90(*p_, "newton_schulz", m))
-      multiply({n_, n_, ldx, x, ldx, x, ldx, false, y, lda_, scale, c, c_scale});
+  /// The product `m`, whose y is square.
+  void symmetric(const symmetric_product<E>& m) const {
+    if (launch_symmetric_product_sm90(*p_, "newton_schulz", m)) return;
+    for (std::int64_t s = 0; s < m.sets; ++s) {
+      E* const y = m.y + s * m.y_set;
+      multiply({n_, n_, m.inner, m.left, m.left_stride, m.right + s * m.right_set, m.right_stride, false, y,
+                lda_, m.scale, m.c, m.c_scale});
+      if (m.shift != 0)
+        p_->launch("newton_schulz", newton_schulz_shift_kernel<E>,
+                   dim3(static_cast<unsigned>(ceil_div(n_, 256)), static_cast<unsigned>(batch_)), 256, 0, y,
+                   n_, lda_, static_cast<float>(m.shift));
+    }
   }
+  /// to = X X^T
+  symmetric_product<E> of_x(E* to) const {
+    symmetric_product<E> m = of_squares(x_[0], x_[0], to);
+    m.inner = m_, m.scale = 1 / scale;
+    m.left_stride = m.right_stride = ldx_, m.left_batch = m.right_batch = n_ * ldx_;
+    return m;
+  }
+  /// to = left right
+  symmetric_product<E> of_squares(const E* left, const E* right, E* to) const {
+    const std::int64_t each = n_ * lda_;
+    symmetric_product<E> m{};
+    m.rows = m.inner = n_, m.batch = batch_;
+    m.left = left, m.right = right, m.y = to;
+    m.left_stride = m.right_stride = m.y_stride = lda_;
+    m.left_batch = m.right_batch = m.y_batch = each;
+    return m;
+  }
+
   void bf16_steps() {
-    // Products read whole rows of these, and write n columns.
-    for (E* a : {a_[0], a_[1]})
-      check_cuda(cudaMemsetAsync(a, 0, static_cast<std::size_t>(a_size()) * sizeof(E), p_->stream()),
-                 "newton_schulz");
     for (const auto& k : in_.steps) {
-      symmetric(x_[0], ldx_, a_[0], 1, nullptr, 0);
-      symmetric(a_[0], lda_, a_[1], k.c, a_[0], k.b);
+      symmetric(of_x(a_[0]));
+      auto polynomial = of_squares(a_[0], a_[0], a_[1]);
+      polynomial.c = a_[0], polynomial.scale = k.c, polynomial.c_scale = k.b;
+      symmetric(polynomial);
       apply(a_[1], k.a);
     }
+  }
+
+  /// As gram(); but products of H with R and with Q are one of two sets, for which Q lies behind R.
+  void half_gram(const tensor_view<T, space::device>& y) {
+    auto& [r, t, h, q, next_q] = a_;
+    const std::size_t restart = in_.chosen_restart(), count = in_.steps.size();
+    for (std::size_t k = 0; k < count; ++k) {
+      const auto& [a, b, c] = in_.steps[k];
+      const bool first = k % restart == 0, last = (k + 1) % restart == 0 || k + 1 == count;
+      if (first) symmetric(of_x(r));
+      E* const polynomial = first ? q : h;
+      auto m = of_squares(r, r, polynomial);
+      m.c = r, m.scale = c / (scale * scale), m.c_scale = b / scale, m.shift = a;
+      symmetric(m);
+      if (!first) {
+        m = of_squares(h, last ? q : r, last ? next_q : t);
+        if (!last) m.sets = 2, m.right_set = q - r, m.y_set = next_q - t;
+        symmetric(m);
+        std::swap(q, next_q);
+      } else if (!last) {
+        symmetric(of_squares(polynomial, r, t));
+      }
+      if (!last) symmetric(of_squares(t, polynomial, r));
+      if (last && k + 1 == count && apply_to(q, y)) return;
+      if (last) apply(q, 0);
+    }
+    store(y);
+  }
+  /// y = Q X, not rounded; false where that is not one product.
+  bool apply_to(const E* q, const tensor_view<T, space::device>& y) const {
+    if constexpr (!std::is_same_v<T, float>) return false;
+    auto m = matmul_problem<float, E>();
+    m.rows = y.extent[1], m.columns = y.extent[2], m.inner = n_, m.batch = batch_;
+    m.x = q, m.weight = x_[0], m.y = y.data;
+    m.x_stride = lda_, m.weight_stride = ldx_, m.y_stride = y.stride[1];
+    m.x_batch_stride = n_ * lda_, m.weight_batch_stride = n_ * ldx_, m.y_batch_stride = y.stride[0];
+    m.weight_transposed = true;
+    if (tall()) {  // y = X^T Q
+      std::swap(m.x, m.weight), std::swap(m.x_stride, m.weight_stride);
+      std::swap(m.x_batch_stride, m.weight_batch_stride);
+      m.x_transposed = true, m.weight_transposed = false;
+    }
+    m.scale = 1 / scale;
+    return p_->matmul("newton_schulz", m);
   }
 
   const exec::cuda* p_ = nullptr;
@@ -297,7 +264,7 @@ class newton_schulz_batch {
   std::int64_t batch_, n_, m_, ldx_, lda_;
   double* factors_ = nullptr;
   E* x_[2] = {};
-  E* a_[4] = {};
+  E* a_[5] = {};
 };
 
 }  // namespace detail
@@ -307,15 +274,26 @@ struct kernel<newton_schulz<T, space::device>, exec::cuda> {
   using op = newton_schulz<T, space::device>;
 
   static std::int64_t scratch(const exec::cuda&, const typename op::inputs& in) {
-    return in.products == newton_schulz_products::bf16 ? detail::newton_schulz_batch<T, bf16>::scratch(in)
-                                                       : detail::newton_schulz_batch<T, T>::scratch(in);
+    return with_batch(
+        in, []<class Batch>(std::type_identity<Batch>, const auto& of) { return Batch::scratch(of); });
   }
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out,
                       const vector_view<T, space::device>& scratch) {
-    if (in.products == newton_schulz_products::bf16)
-      detail::newton_schulz_batch<T, bf16>(p, in, scratch.data).run(out);
-    else
-      detail::newton_schulz_batch<T, T>(p, in, scratch.data).run(out);
+    with_batch(in, [&]<class Batch>(std::type_identity<Batch>, const auto& of) {
+      Batch(p, of, scratch.data).run(out);
+    });
+  }
+
+ private:
+  /// Calls f with the class that makes the steps.
+  template <class F>
+  static auto with_batch(const typename op::inputs& in, const F& f) {
+    using detail::newton_schulz_batch;
+    if (in.products == newton_schulz_products::full)
+      return f(std::type_identity<newton_schulz_batch<T, T>>{}, in);
+    if (in.chosen_form() == newton_schulz_form::standard)
+      return f(std::type_identity<newton_schulz_batch<T, bf16>>{}, in);
+    return f(std::type_identity<newton_schulz_batch<T, fp16>>{}, in);
   }
 };
 
