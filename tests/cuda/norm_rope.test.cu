@@ -6,8 +6,9 @@
 using namespace dsv4;
 using namespace dsv4::testing;
 
-// The same roundings as those of the two ops, whose kernels are compared with the reference elsewhere: the
-// same bits, in place too, where rows go by vectors and where they do not.
+// The two ops, whose kernels are compared with the reference elsewhere. Terms: of a rotation's two products
+// one is not rounded, and the compiler chooses which. In place too, where rows go by vectors and where they
+// do not.
 TEMPLATE_TEST_CASE("norm_rope: cuda equals rms_norm and rope", "", float, double, bf16) {
   using T = TestType;
   for (const auto kind : {attention_kind::sliding, attention_kind::csa}) {
@@ -22,11 +23,11 @@ TEMPLATE_TEST_CASE("norm_rope: cuda equals rms_norm and rope", "", float, double
             const typename norm_rope<T, D>::inputs in{
                 x.d(n, heads, width), weighted ? w.d(width) : vector_view<T, D>{}, 1e-6, f, 70001, 4};
             norm_rope<T, D>::by_ops(gpu(), in, {y.d(n, heads, width)});
-            const auto wanted = y.fetch();
-            CHECK(same_bytes(
-                run_twice(y, [&] { norm_rope<T, D>::forward(gpu(), in, {y.d(n, heads, width)}); }), wanted));
-            CHECK(same_bytes(
-                run_twice(x, [&] { norm_rope<T, D>::forward(gpu(), in, {x.d(n, heads, width)}); }), wanted));
+            y.host = y.fetch();
+            check_close(y, tolerance<T>(2),
+                        [&] { norm_rope<T, D>::forward(gpu(), in, {y.d(n, heads, width)}); });
+            x.host = y.fetch();
+            check_close(x, 0, [&] { norm_rope<T, D>::forward(gpu(), in, {x.d(n, heads, width)}); });
           }
   }
 }

@@ -120,7 +120,11 @@ class cuda {
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &early;
-    config.numAttrs = context_->early_starts.allow(where, kernel) ? 1 : 0;
+    // Only grids that the device holds at once: others gain nothing, and seem to keep the little L1 that a
+    // kernel with much shared memory leaves beside it.
+    const std::size_t threads = std::size_t{grid.x} * grid.y * grid.z * block.x * block.y * block.z;
+    const bool whole = threads <= std::size_t{2048} * static_cast<std::size_t>(device().multiprocessors);
+    config.numAttrs = whole && context_->early_starts.allow(where, kernel) ? 1 : 0;
     detail::check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
     if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
   }

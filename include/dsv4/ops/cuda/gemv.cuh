@@ -18,16 +18,12 @@
 
 namespace dsv4::detail {
 
-inline constexpr int gemv_warps = 8;  ///< per block
-/// Columns per warp and blocks per multiprocessor, as measured: a row alone wants many loads on their way,
-/// several rows want each decoded weight to serve more products. A warp's next `gemv_stages` reads are on
-/// their way to shared memory.
-template <int Rows>
-inline constexpr int gemv_outputs = Rows == 1 ? 2 : 4;
+/// Warps of a block; rows of weights that a warp reads at a time, one for each half of the matrix unit's
+/// first operand; and how many such reads are on their way to shared memory.
+inline constexpr int gemv_warps = 8, gemv_outputs = 2, gemv_stages = 4;
+/// Blocks per multiprocessor, as measured.
 template <int Rows, bool Packed>
-inline constexpr int gemv_blocks = Rows == 1 ? (Packed ? 3 : 4) : 2;
-template <int Rows>
-inline constexpr int gemv_stages = Rows == 1 ? 4 : 3;
+inline constexpr int gemv_blocks = Rows > 1 ? 2 : 4 - Packed;
 
 /// What one launch multiplies x by beside problem.weight: nothing.
 struct gemv_alone {
@@ -50,14 +46,14 @@ struct gemv_gated {
   double limit;
 };
 
-/// The columns that the warps of a block go through, some at a time: a unit, which has `Outputs` rows of
-/// weights. Matrices are looked up again whenever they are needed: registers are scarcer than L1.
-template <class T, class XView, class WView, class Second, int Outputs>
+/// The columns that the warps of a block go through, some at a time: a unit, which has two rows of weights.
+/// Matrices are looked up again whenever they are needed: registers are scarcer than L1.
+template <class T, class XView, class WView, class Second>
 struct gemv_columns {
   using problem = gemm_problem<T, XView, WView>;
   using W = loose_pairs<typename view_storage<WView>::type>;
   static constexpr bool gated = Second::gated;
-  static constexpr int per_unit = gated ? Outputs / 2 : Outputs;
+  static constexpr int per_unit = gated ? gemv_outputs / 2 : gemv_outputs;
   const problem& p;
   const Second& second;
   int group;
@@ -82,7 +78,7 @@ struct gemv_columns {
     return W::row_of(p.weight_of(group), column);
   }
   /// Stores the products of a unit for row r.
-  __device__ void store(int unit, std::int64_t r, const float (&value)[Outputs]) const {
+  __device__ void store(int unit, std::int64_t r, const float (&value)[gemv_outputs]) const {
     T* const y = p.y.data + group * p.y_batch + r * p.y.stride[0];
 #pragma unroll
     for (int i = 0; i < per_unit; ++i) {
@@ -106,22 +102,6 @@ struct gemv_columns {
   }
 };
 
-/// Brings the first weights of this warp to the L2 cache, a line per lane, where they do not depend on what a
-/// kernel before writes. (A table of matrices comes from the host, by a copy that no kernel overtakes.)
-template <int Rows, class T, class XView, class WView, class Second>
-__device__ void prefetch_weights(const gemm_problem<T, XView, WView>& p, const Second& second, int splits) {
-  constexpr int outputs = gemv_outputs<Rows>, lines = 32 / outputs;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const gemv_columns<T, XView, WView, Second, outputs> columns{p, second, static_cast<int>(blockIdx.z)};
-  const int unit = (static_cast<int>(blockIdx.x) * gemv_warps + warp) / splits;
-  if (p.offsets || unit >= columns.units()) return;
-  const int pieces = static_cast<int>(p.x.extent[1]) / decltype(columns)::W::count,
-            each = (pieces + 32 * splits - 1) / (32 * splits) * 32,
-            at = warp % splits * each + lane % lines * 8;
-  if (at < pieces)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(columns.row(unit, lane / lines).pieces + at));
-}
-
 /// Block (columns, slot, batch). With offsets a slot is a row, whose block runs the up to `Rows` rows of its
 /// group that begin with it, or, where there are fewer groups than rows, a group, whose rows the block runs
 /// `Rows` at a time. Without offsets a slot is `Rows` rows, and blockIdx.z the group.
@@ -134,9 +114,8 @@ __device__ void prefetch_weights(const gemm_problem<T, XView, WView>& p, const S
 template <class T, class XView, class WView, int Rows, class Second>
 __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_storage<WView>>)
     gemv_kernel(gemm_problem<T, XView, WView> p, Second second, bool slots_are_groups, int splits) {
-  prefetch_weights<Rows>(p, second, splits);
   wait_for_previous_kernels();
-  constexpr int outputs = gemv_outputs<Rows>, stages = gemv_stages<Rows>;
+  constexpr int outputs = gemv_outputs, stages = gemv_stages;
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ float sums[2][gemv_warps][Rows][outputs];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4,
@@ -162,7 +141,7 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
 
   auto x = p.x;
   if constexpr (requires { x.stride; }) x.data += group * p.x_batch;
-  const gemv_columns<T, XView, WView, Second, outputs> columns{p, second, group};
+  const gemv_columns<T, XView, WView, Second> columns{p, second, group};
   using W = typename decltype(columns)::W;
   using X = loose_pairs<typename view_storage<XView>::type>;
   constexpr int eighths = W::count / 8;
@@ -219,7 +198,7 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
     for (int s = 1; s < stages; ++s) ask(s, s);
     __syncthreads();
 
-    float c[outputs / 2][Rows][4] = {};
+    float c[Rows][4] = {};
     int buffer = 0;
     for (int base = 0; base < steps; base += stages) {
 #pragma unroll
@@ -227,33 +206,27 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
         if (base + s >= steps) break;
         wait_for_copy_groups<stages - 1>();
         const int at = first_piece + piece + lane;
+        const uint4 first = ring[s * outputs * 32], second_row = ring[(s * outputs + 1) * 32];
+        // Beyond the last piece lies what may be NaN.
+        const typename W::scale s0(scale[s][0], at < pieces), s1(scale[s][1], at < pieces);
+        const auto multiply = [&](bool in_two_steps) {
 #pragma unroll
-        for (int pair = 0; pair < outputs / 2; ++pair) {
-          const uint4 now0 = ring[(s * outputs + 2 * pair) * 32],
-                      now1 = ring[(s * outputs + 2 * pair + 1) * 32];
-          // Beyond the last piece lies what may be NaN.
-          const typename W::scale s0(scale[s][2 * pair], at < pieces),
-              s1(scale[s][2 * pair + 1], at < pieces);
-          const auto multiply = [&](auto in_two_steps) {
-            constexpr bool two = decltype(in_two_steps)::value;
+          for (int part = 0; part < eighths; ++part) {
+            std::uint32_t a0[4], a1[4];
+            W::decode(first, part, s0, in_two_steps, a0);
+            W::decode(second_row, part, s1, in_two_steps, a1);
 #pragma unroll
-            for (int part = 0; part < eighths; ++part) {
-              std::uint32_t a0[4], a1[4];
-              W::decode(now0, part, s0, two, a0);
-              W::decode(now1, part, s1, two, a1);
-#pragma unroll
-              for (int r = 0; r < Rows; ++r) {
-                const uint4 b = shared_x[(r * eighths + part) * pieces + min(at, pieces - 1)];
-                multiply_16x8(c[pair][r], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-                multiply_16x8(c[pair][r], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-              }
+            for (int r = 0; r < Rows; ++r) {
+              const uint4 b = shared_x[(r * eighths + part) * pieces + min(at, pieces - 1)];
+              multiply_16x8(c[r], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+              multiply_16x8(c[r], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
             }
-          };
-          if (__any_sync(0xFFFFFFFFu, s0.in_two_steps() || s1.in_two_steps()))
-            multiply(std::true_type{});
-          else
-            multiply(std::false_type{});
-        }
+          }
+        };
+        if (__any_sync(0xFFFFFFFFu, s0.in_two_steps() || s1.in_two_steps()))
+          multiply(true);
+        else
+          multiply(false);  // code of its own, without the second steps
         ask(s, base + s + stages);
         piece += 32;
         if (piece < each) continue;
@@ -263,8 +236,7 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
           float value[outputs];
 #pragma unroll
           for (int o = 0; o < outputs; ++o) {
-            float(&d)[4] = c[o / 2][r];
-            const float own = g % 2 == 0 ? d[2 * (o % 2)] : d[2 * (o % 2) + 1];
+            const float own = g % 2 == 0 ? c[r][2 * o] : c[r][2 * o + 1];
             value[o] = warp_sum(l == g / 2 ? own : 0.0f);
           }
           if (splits == 1) {
@@ -287,11 +259,9 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
           buffer ^= 1;  // the barrier of the next unit comes before this one is written again
         }
 #pragma unroll
-        for (int o = 0; o < outputs / 2; ++o)
+        for (int r = 0; r < Rows; ++r)
 #pragma unroll
-          for (int r = 0; r < Rows; ++r)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) c[o][r][i] = 0;
+          for (int i = 0; i < 4; ++i) c[r][i] = 0;
         piece = 0, unit += stride;
       }
     }
@@ -313,8 +283,8 @@ bool launch_gemv(const exec::cuda& p, std::string_view where, const gemm_problem
   if constexpr (Second::gated || Second::beside)
     if (!loadable_16(second.weight)) return false;
   const auto run = [&]<int Rows>(std::integral_constant<int, Rows>) {
-    constexpr int outputs = gemv_outputs<Rows>, at_once = gemv_warps * gemv_stages<Rows> * outputs * 512;
-    using W = typename gemv_columns<T, XView, WView, Second, outputs>::W;
+    constexpr int outputs = gemv_outputs, at_once = gemv_warps * gemv_stages * outputs * 512;
+    using W = typename gemv_columns<T, XView, WView, Second>::W;
     const std::size_t bytes = static_cast<std::size_t>(Rows * inner) * sizeof(bf16) + at_once;
     if (bytes + 4096 > p.device().shared_memory_per_block) return false;
     const bool by_group = problem.offsets && rows > problem.groups;
