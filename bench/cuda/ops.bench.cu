@@ -116,6 +116,21 @@ struct experts {
   }
 };
 
+/// Random FP8 inputs.
+struct activations {
+  device_buffer<std::uint8_t> codes;
+  device_buffer<e8m0> scales;
+  block_scaled_matrix<const fp8_activation, D> view;
+  activations(const exec::cuda& p, std::int64_t rows, std::int64_t columns)
+      : codes(rows * columns), scales(rows * fp8_activation::scale_columns(columns)) {
+    const auto wide = random<bf16>(p, rows * columns);
+    const block_scaled_matrix<fp8_activation, D> to(codes.data(), scales.data(), rows, columns);
+    quantise<fp8_activation, bf16, D>::forward(p, {wide.as(rows, columns)}, {to});
+    p.synchronise();
+    view = to;
+  }
+};
+
 /// Offsets of `rows` rows that are spread over `count` experts, from expert `first` on.
 device_buffer<std::int64_t> even_offsets(const exec::cuda& p, std::int64_t rows, std::int64_t count,
                                          std::int64_t first = 0) {
@@ -150,14 +165,21 @@ void bench_grouped(const exec::cuda& p, const ceilings& c, std::int64_t rows, st
     c.report("grouped_linear bf16 " + shape, ms, operations, io + 2.0 * double(used * inner * columns));
   }
   const experts<mxfp4> w(p, count, columns, inner);
-  const double ms = milliseconds(
-      p,
-      [&](int i) {
-        grouped_linear<bf16, D, mxfp4>::forward(p, {x.as(rows, inner), offsets[i].as(count + 1), w.view},
-                                                {y.as(rows, columns)});
-      },
-      15, calls);
-  c.report("grouped_linear mxfp4 " + shape, ms, operations, io + 0.53125 * double(used * inner * columns));
+  const activations narrow_x(p, rows, inner);
+  const auto stored = [&]<class X>(const storage_matrix<const X, D>& in, const char* name, double x_bytes) {
+    const double ms = milliseconds(
+        p,
+        [&](int i) {
+          grouped_linear<bf16, D, mxfp4, X>::forward(p, {in, offsets[i].as(count + 1), w.view},
+                                                     {y.as(rows, columns)});
+        },
+        15, calls);
+    c.report(name + shape, ms, operations,
+             double(rows) * (x_bytes * double(inner) + 2.0 * double(columns)) +
+                 0.53125 * double(used * inner * columns));
+  };
+  stored.template operator()<bf16>(x.as(rows, inner), "grouped_linear mxfp4, x bf16 ", 2);
+  stored.template operator()<fp8_activation>(narrow_x.view, "grouped_linear mxfp4, x fp8 ", 1);
 }
 
 /// dx and dweight apart: each reads or writes all experts' matrices once, dweight reads and writes its own.
@@ -230,7 +252,17 @@ void bench_linear(const exec::cuda& p, const ceilings& c, std::int64_t rows, std
         linear<bf16, D, fp8_weight>::forward(p, {x.as(rows, inner), narrow.matrix(i)}, {y.as(rows, columns)});
       },
       15, calls);
-  c.report("linear fp8 weight " + shape, ms, operations, io + double(inner * columns));
+  c.report("linear fp8 weight, x bf16 " + shape, ms, operations, io + double(inner * columns));
+  const activations narrow_x(p, rows, inner);
+  ms = milliseconds(
+      p,
+      [&](int i) {
+        linear<bf16, D, fp8_weight, fp8_activation>::forward(p, {narrow_x.view, narrow.matrix(i)},
+                                                             {y.as(rows, columns)});
+      },
+      15, calls);
+  c.report("linear fp8 weight, x fp8 " + shape, ms, operations,
+           double(rows) * (double(inner) + 2.0 * double(columns)) + double(inner * columns));
 }
 
 void bench_hyper_connection(const exec::cuda& p, const ceilings& c, std::int64_t rows, std::int64_t width) {

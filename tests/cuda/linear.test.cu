@@ -56,6 +56,16 @@ struct stored {
   auto d() { return block_scaled_matrix<F, D>(codes.device.data(), scales.device.data(), rows, columns); }
 };
 
+// Where the FP8 matrix units multiply. Of a block of 128 channels they add 32 products and the sum so far at
+// a time, all cut to 2^-13 of the largest. That is a sum of magnitude sqrt(128) / 3 < 4, whose place is
+// 2^-11, or twice that at times: half of it lost on average is 2^-11. A product has 8 bits, so it loses some
+// only where it is below 2^-5, as one in seven is, and the sum does: 4 (32 / 7 + 1) losses a block, 2^-13 of
+// the channels' number in all.
+template <class T, class W, class X>
+double stored_tolerance(std::int64_t inner) {
+  return sum_tolerance<T>(inner) + (detail::multiplies_fp8<T, W, X> ? double(inner) * 0x1p-13 : 0);
+}
+
 template <class T, class W, class X>
 void check_stored(std::int64_t rows, std::int64_t inner, std::int64_t columns) {
   INFO(rows << " x " << inner << " x " << columns);
@@ -63,7 +73,7 @@ void check_stored(std::int64_t rows, std::int64_t inner, std::int64_t columns) {
   auto y = poison<T>(rows * columns);
   const auto both = [&](auto hx, auto dx) {
     linear<T, space::host, W, X>::forward(exec::reference{}, {hx, w.h()}, {y.h(rows, columns)});
-    check_close(y, sum_tolerance<T>(inner), [&] {
+    check_close(y, stored_tolerance<T, W, X>(inner), [&] {
       linear<T, D, W, X>::forward(gpu(), {dx, w.d()}, {y.d(rows, columns)});
     });
   };
@@ -97,6 +107,13 @@ twin<std::int64_t> make_offsets(std::int64_t rows, std::int64_t experts) {
   return twin<std::int64_t>(std::move(b));
 }
 
+/// Experts with `rows` rows each.
+twin<std::int64_t> offsets_of(const std::vector<std::int64_t>& rows) {
+  buffer<std::int64_t> b(std::int64_t(rows.size()) + 1);
+  for (std::size_t e = 0; e < rows.size(); ++e) b[std::int64_t(e) + 1] = b[std::int64_t(e)] + rows[e];
+  return twin<std::int64_t>(std::move(b));
+}
+
 template <class T>
 void check_grouped(std::int64_t rows, std::int64_t experts, std::int64_t inner, std::int64_t columns) {
   INFO(rows << " rows, " << experts << " experts, " << inner << " x " << columns);
@@ -122,15 +139,20 @@ struct stack {
   block_scaled_stack<const W> h;
   block_scaled_stack<const W, D> d;
   stack(std::int64_t count, std::int64_t rows, std::int64_t columns) {
-    buffer<block_scaled_matrix<const W, D>> table(count);
     for (std::int64_t e = 0; e < count; ++e) {
       matrices.emplace_back(rows, columns, std::uint64_t(e) + 2);
       host_table.push_back(matrices.back().h());
-      table[e] = matrices.back().d();
     }
-    device_table = to_device(gpu().stream(), table);
-    h.matrices = host_table.data(), d.matrices = device_table.data();
+    upload();
+    h.matrices = host_table.data();
     h.extent[0] = d.extent[0] = count, h.extent[1] = d.extent[1] = rows, h.extent[2] = d.extent[2] = columns;
+  }
+  /// The matrices as they are now on the device.
+  void upload() {
+    buffer<block_scaled_matrix<const W, D>> table(std::int64_t(matrices.size()));
+    for (std::size_t e = 0; e < matrices.size(); ++e) table[std::int64_t(e)] = matrices[e].d();
+    device_table = to_device(gpu().stream(), table);
+    d.matrices = device_table.data();
   }
 };
 
@@ -156,7 +178,7 @@ void check_grouped_stored(std::int64_t rows, std::int64_t experts, std::int64_t 
   const auto both = [&](auto hx, auto dx) {
     grouped_linear<T, space::host, W, X>::forward(exec::reference{}, {hx, offsets.h(experts + 1), w.h},
                                                   {y.h(rows, columns)});
-    check_close(y, sum_tolerance<T>(inner), [&] {
+    check_close(y, stored_tolerance<T, W, X>(inner), [&] {
       grouped_linear<T, D, W, X>::forward(gpu(), {dx, offsets.d(experts + 1), w.d}, {y.d(rows, columns)});
     });
   };
@@ -197,6 +219,7 @@ TEST_CASE("linear: block-scaled weights and inputs, cuda equals reference") {
       }
   // More tiles than one in every direction.
   check_stored<bf16, fp8_weight, fp8_activation>(300, 1040, 520);
+  check_stored<bf16, mxfp4, fp8_activation>(300, 1056, 520);
   check_stored<bf16, mxfp4, bf16>(300, 1056, 520);
 }
 
@@ -222,10 +245,140 @@ TEST_CASE("batched_linear and grouped_linear: block-scaled weights, cuda equals 
     check_batched_stored<bf16, fp8_weight>(rows, 3, 96, 130);
   }
   check_grouped_stored<bf16, mxfp4, bf16>(900, 9, 288, 520);
+  check_grouped_stored<bf16, mxfp4, fp8_activation>(900, 9, 288, 520);
+  check_grouped_stored<bf16, fp8_weight, fp8_activation>(900, 9, 416, 520);
   // Few rows of many experts, and few experts of many rows, in pieces that go several times around a block.
   check_grouped_stored<bf16, mxfp4, bf16>(6, 64, 5120, 72);
   check_grouped_stored<bf16, mxfp4, bf16>(30, 8, 1056, 130);
   check_grouped_stored<float, fp8_weight, fp8_activation>(19, 3, 1152, 40);
+}
+
+namespace {
+/// A matrix of random codes and scales: codes as `code` makes them of random bits, scales from 2^lowest to
+/// 2^highest, one in `nan` of them NaN.
+template <class F, class Code>
+void randomise(twin<std::uint8_t>& codes, twin<e8m0>& scales, std::uint64_t seed, const Code& code,
+               int lowest, int highest, std::uint64_t nan) {
+  const auto random = [&](std::uint64_t stream, std::int64_t i) {
+    return detail::splitmix64((2 * seed + stream) * 7919u + static_cast<std::uint64_t>(i)) >> 20;
+  };
+  for (std::int64_t i = 0; i < codes.size(); ++i) codes.host[i] = code(random(0, i));
+  for (std::int64_t i = 0; i < scales.size(); ++i) {
+    const std::uint64_t r = random(1, i);
+    const auto span = static_cast<std::uint64_t>(highest - lowest + 1);
+    scales.host[i] = e8m0::from_bits(
+        nan && r % nan == 0 ? 0xFF
+                            : static_cast<std::uint8_t>(127 + lowest + static_cast<int>(r / 64 % span)));
+  }
+  codes.device = to_device(gpu().stream(), codes.host),
+  scales.device = to_device(gpu().stream(), scales.host);
+}
+
+/// Positive integers up to 4 as inputs, and positive weights. Where scales of a block differ by no more than
+/// 4, its sums are small multiples of the smallest product, and the matrix units lose nothing. Else each of
+/// their four additions cuts 33 terms to 2^-13 of the largest, which is at most the sum.
+template <class W>
+void check_scales(const std::vector<std::int64_t>& rows, std::int64_t inner, std::int64_t columns, int lowest,
+                  int highest, std::uint64_t nan, int x_scale = 0) {
+  auto offsets = offsets_of(rows);
+  const std::int64_t count = std::int64_t(rows.size()), all = offsets.host[count];
+  INFO(all << " rows, " << inner << " x " << columns << ", 2^" << lowest << " to 2^" << highest);
+  const auto small = [](std::uint64_t r) { return e4m3(float(1 + r % 4)).bits; };
+  stored<fp8_activation> x(all, inner, 1);
+  randomise<fp8_activation>(x.codes, x.scales, 1, small, x_scale - 3, x_scale + 3, 0);
+  stack<W> w(count, columns, inner);
+  for (std::int64_t e = 0; e < count; ++e) {
+    auto& m = w.matrices[std::size_t(e)];
+    const auto code = [&](std::uint64_t r) {
+      return W::packed ? static_cast<std::uint8_t>(r & 0x77) : small(r);
+    };
+    randomise<W>(m.codes, m.scales, std::uint64_t(e) + 2, code, lowest, highest, nan);
+  }
+  w.upload();
+  auto y = poison<bf16>(all * columns);
+  grouped_linear<bf16, space::host, W, fp8_activation>::forward(
+      exec::reference{}, {x.h(), offsets.h(count + 1), w.h}, {y.h(all, columns)});
+  const buffer<bf16> got = run_twice(y, [&] {
+    grouped_linear<bf16, D, W, fp8_activation>::forward(gpu(), {x.d(), offsets.d(count + 1), w.d},
+                                                        {y.d(all, columns)});
+  });
+  // In float, a rounding of each block's sum and of each addition.
+  const double cut = W::packed && highest - lowest > 2 ? 4 * 33 * 0x1p-13 : 0,
+               limit = tolerance<bf16>(2 * double(inner) / 32 + 2) + cut;
+  std::int64_t wrong = 0;
+  for (std::int64_t i = 0; i < got.size(); ++i) {
+    const double a = double(got[i]), b = double(y.host[i]);
+    wrong += std::isnan(b) ? !std::isnan(a) : !(std::abs(a - b) <= limit * std::abs(b));
+  }
+  CHECK(wrong == 0);
+}
+}  // namespace
+
+TEST_CASE(
+    "grouped_linear: FP8 inputs, weights of close, far, extreme and NaN scales, cuda equals reference") {
+  const std::vector<std::vector<std::int64_t>> splits{{40}, {0, 129, 1, 0, 70, 300}};
+  for (const auto& rows : splits)
+    for (const std::int64_t inner : {32, 320, 1056})
+      for (const std::int64_t columns : {24, 271, 520}) {
+        check_scales<mxfp4>(rows, inner, columns, 0, 2, 0);
+        check_scales<mxfp4>(rows, inner, columns, -9, 5, 0);     // as far as E4M3 reaches
+        check_scales<mxfp4>(rows, inner, columns, -20, 20, 90);  // several passes
+        check_scales<fp8_weight>(rows, inner, columns, -20, 20, 9);
+      }
+  check_scales<mxfp4>({130}, 288, 136, 90, 105, 0);
+  check_scales<fp8_weight>({130}, 288, 136, 90, 105, 0);
+  // The product of two scales is no float.
+  check_scales<mxfp4>({130}, 288, 136, -119, -117, 0, -20);
+  check_scales<fp8_weight>({130}, 288, 136, -119, -117, 0, -20);
+}
+
+TEST_CASE("linear: FP8 products of weights that begin within a row of blocks, cuda equals reference") {
+  const std::int64_t rows = 150, inner = 272, columns = 300;
+  for (const std::int64_t skipped : {1, 40, 127}) {
+    stored<fp8_weight> w(columns + skipped, inner, 2);
+    stored<fp8_activation> x(rows, inner, 1);
+    w.scales.host[2] = e8m0::from_bits(0xFF);
+    w.scales.device = to_device(gpu().stream(), w.scales.host);
+    auto y = poison<bf16>(rows * columns);
+    using op = linear<bf16, space::host, fp8_weight, fp8_activation>;
+    op::forward(exec::reference{}, {x.h(), w.h().rows(skipped, columns)}, {y.h(rows, columns)});
+    const buffer<bf16> got = run_twice(y, [&] {
+      linear<bf16, D, fp8_weight, fp8_activation>::forward(gpu(), {x.d(), w.d().rows(skipped, columns)},
+                                                           {y.d(rows, columns)});
+    });
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < got.size(); ++i) {
+      const double a = double(got[i]), b = double(y.host[i]);
+      const double limit = stored_tolerance<bf16, fp8_weight, fp8_activation>(inner);
+      wrong += std::isnan(b) ? !std::isnan(a) : !(std::abs(a - b) <= limit * (1 + std::abs(b)));
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("linear, batched_linear: many rows of bf16 by decoded weights, cuda equals reference") {
+  check_stored<bf16, fp8_weight, bf16>(600, 272, 200);
+  check_stored<float, mxfp4, bf16>(513, 96, 130);
+  check_batched_stored<bf16, fp8_weight>(520, 3, 160, 72);
+  // With little scratch memory, in several parts of uneven size.
+  const exec::cuda small(exec::cuda::options{.scratch_bytes = std::size_t{1} << 19});
+  const std::int64_t rows = 520, inner = 384, columns = 600;
+  stored<fp8_weight> w(columns, inner, 2);
+  auto x = random<bf16>(rows * inner, 1), y = poison<bf16>(rows * columns);
+  linear<bf16, space::host, fp8_weight>::forward(exec::reference{}, {x.h(rows, inner), w.h()},
+                                                 {y.h(rows, columns)});
+  check_close(y, sum_tolerance<bf16>(inner), [&] {
+    linear<bf16, D, fp8_weight>::forward(small, {x.d(rows, inner), w.d()}, {y.d(rows, columns)});
+    small.synchronise();
+  });
+  auto dy = random<bf16>(rows * columns, 3), dx = random<bf16>(rows * inner, 4);
+  linear<bf16, space::host, fp8_weight>::backward(exec::reference{}, host_work(), {x.h(rows, inner), w.h()},
+                                                  {dy.h(rows, columns)}, {dx.h(rows, inner), {}, true});
+  check_close(dx, sum_tolerance<bf16>(columns + 3), [&] {
+    linear<bf16, D, fp8_weight>::backward(small, work(), {x.d(rows, inner), w.d()}, {dy.d(rows, columns)},
+                                          {dx.d(rows, inner), {}, true});
+    small.synchronise();
+  });
 }
 
 namespace {
@@ -308,12 +461,6 @@ TEMPLATE_TEST_CASE("batched_linear and grouped_linear: gradients, cuda equals re
 }
 
 namespace {
-twin<std::int64_t> offsets_of(const std::vector<std::int64_t>& rows) {
-  buffer<std::int64_t> b(std::int64_t(rows.size()) + 1);
-  for (std::size_t e = 0; e < rows.size(); ++e) b[std::int64_t(e) + 1] = b[std::int64_t(e)] + rows[e];
-  return twin<std::int64_t>(std::move(b));
-}
-
 /// Gradients of experts with `rows` rows each. dy and x go on with NaN after the last row, the gradients with
 /// what must stay.
 template <class T, class W, class X>

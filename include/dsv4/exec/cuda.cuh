@@ -129,9 +129,10 @@ class cuda {
     if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
   }
 
-  /// y = x weight^T for dense matrices of types that cuBLAS multiplies; see cuda_matmul::run.
-  bool matmul(const detail::call_site& where, const cuda_matmul::problem& m) const {
-    const bool queued = context_->matmul.run(where, m, stream(), scratch(), scratch_bytes());
+  /// y = x weight^T for dense matrices of types that cuBLAS multiplies; see cuda_matmul::run. The last `kept`
+  /// bytes of the scratch memory are left alone.
+  bool matmul(const detail::call_site& where, const cuda_matmul::problem& m, std::size_t kept = 0) const {
+    const bool queued = context_->matmul.run(where, m, stream(), scratch(), scratch_bytes() - kept);
     if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
     return queued;
   }

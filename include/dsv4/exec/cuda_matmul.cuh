@@ -122,7 +122,7 @@ class cuda_matmul {
 
   using key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                          std::int64_t, std::int64_t, std::int64_t, std::int64_t, int, int, int, int,
-                         std::uint32_t, std::uint32_t, std::uint32_t, int>;
+                         std::uint32_t, std::uint32_t, std::uint32_t, int, std::size_t>;
 
   std::optional<cublasLtMatmulAlgo_t> choose(const detail::call_site& where, const problem& m,
                                              const descriptors& d, std::size_t scratch_bytes) {
@@ -145,7 +145,8 @@ class cuda_matmul {
                 ax,
                 aw,
                 ay,
-                (m.c != nullptr) * 8 + m.x_transposed * 4 + m.weight_transposed * 2 + m.accumulate};
+                (m.c != nullptr) * 8 + m.x_transposed * 4 + m.weight_transposed * 2 + m.accumulate,
+                scratch_bytes};
     const std::lock_guard lock(mutex_);
     if (const auto found = chosen_.find(k); found != chosen_.end()) return found->second;
     cublasLtMatmulPreference_t preference = nullptr;

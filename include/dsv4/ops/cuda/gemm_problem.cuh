@@ -12,6 +12,19 @@
 
 namespace dsv4::detail {
 
+/// Matrix g of a stack, or the matrix itself.
+template <class WView>
+__device__ auto matrix_of(const WView& weight, std::int64_t g) {
+  if constexpr (requires { weight.codes; })
+    return weight;
+  else if constexpr (requires { weight.matrices; })
+    return weight[g];
+  else if constexpr (WView::rank == 3)
+    return weight[g];
+  else
+    return weight;
+}
+
 /// Products y_g = x_g weight_g^T, g < groups, or y_g = x_g weight_g where `Swapped`. Either all have the same
 /// rows, `batch` elements apart, or `offsets` says which rows of x and y are theirs.
 template <class T, class XView, class WView, bool Swapped = false>
@@ -25,17 +38,6 @@ struct gemm_problem {
   bool add = false;  ///< y += instead
 
   __device__ auto weight_of(int g) const { return matrix_of(weight, g); }
-  /// Matrix `g` of a stack, or the matrix.
-  __device__ static auto matrix_of(const WView& weight, int g) {
-    if constexpr (requires { weight[std::int64_t{0}].codes; })
-      return weight[g];
-    else if constexpr (requires { weight.codes; })
-      return weight;
-    else if constexpr (WView::rank == 3)
-      return weight[g];
-    else
-      return weight;
-  }
 };
 
 /// Whether a matrix can be loaded in pieces of 16 bytes.

@@ -69,10 +69,10 @@ struct gemv_columns {
   __device__ typename W::row row(int unit, int o) const {
     int column = min(unit * per_unit + (gated ? o / 2 : o), count() - 1);
     if constexpr (gated)
-      if (o % 2) return W::row_of(problem::matrix_of(second.weight, group), column);
+      if (o % 2) return W::row_of(matrix_of(second.weight, group), column);
     if constexpr (Second::beside) {
       column -= static_cast<int>(p.y.extent[1]);
-      if (column >= 0) return W::row_of(problem::matrix_of(second.weight, group), column);
+      if (column >= 0) return W::row_of(matrix_of(second.weight, group), column);
       column += static_cast<int>(p.y.extent[1]);
     }
     return W::row_of(p.weight_of(group), column);

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Matrix products on the GPU: cuBLASLt where both sides are stored as it multiplies them, else our own.
-/// Block- scaled matrices of a stack begin at multiples of 16 bytes.
+/// Matrix products on the GPU: cuBLASLt where both sides are stored as it multiplies them, or rows are so
+/// many that weights are decoded for it; else our own. Block-scaled matrices of a stack begin at multiples of
+/// 16 bytes.
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/decoded_matmul.cuh>
 #include <dsv4/ops/cuda/gemm_dweight_sm90.cuh>
+#include <dsv4/ops/cuda/gemm_fp8_sm90.cuh>
 #include <dsv4/ops/cuda/gemm_portable_backward.cuh>
 #include <dsv4/ops/cuda/gemm_sm90.cuh>
 #include <dsv4/ops/cuda/gemv.cuh>
 #include <dsv4/ops/linear.hpp>
 
+#include <string_view>
 #include <type_traits>
 
 namespace dsv4 {
@@ -37,6 +41,19 @@ constexpr bool prefers_gemv(std::int64_t rows) {
   return multiplies_sm90<T, W, X> && (!cublas_multiplies<T, W, X> || rows <= 4);
 }
 
+/// Whether weights of `W` can be decoded for products by cuBLASLt.
+template <class T, class W, class X>
+inline constexpr bool decoded_for_cublas = block_format<W>&& cublas_multiplies<T, bf16, X>;
+
+/// Queues the products on the matrix units where these operands allow.
+template <class T, class W, class X, class Problem>
+bool launch_products(const exec::cuda& p, std::string_view where, const Problem& m) {
+  if (launch_gemv(p, where, m)) return true;
+  if constexpr (multiplies_fp8<T, W, X>)
+    if (launch_gemm_fp8(p, where, m)) return true;
+  return launch_gemm_sm90(p, where, m);
+}
+
 template <class T, class X>
 exec::cuda_matmul::problem matmul_problem() {
   exec::cuda_matmul::problem m{};
@@ -46,6 +63,18 @@ exec::cuda_matmul::problem matmul_problem() {
   m.scale_type = std::is_same_v<X, double> ? CUDA_R_64F : CUDA_R_32F;
   m.batch = 1;
   return m;
+}
+/// Queues `m` with the matrix or stack `weight`, as it is or decoded; false where cuBLASLt does not take it.
+template <class T, class X, class WView>
+bool matmul_with(const exec::cuda& p, std::string_view where, exec::cuda_matmul::problem m,
+                 const WView& weight) {
+  if constexpr (requires { typename WView::format; }) {
+    return decoded_matmul<T, X>(p, where, m, weight);
+  } else {
+    m.weight = weight.data, m.weight_stride = weight.stride[WView::rank - 2];
+    if constexpr (WView::rank == 3) m.weight_batch_stride = weight.stride[0];
+    return p.matmul(where, m);
+  }
 }
 }  // namespace detail
 
@@ -61,17 +90,17 @@ struct kernel<linear<T, space::device, W, X>, exec::cuda> {
       return false;
     };
     if (detail::prefers_gemv<T, W, X>(out.y.extent[0]) && few()) return;
-    if constexpr (detail::cublas_multiplies<T, W, X>) {
+    if constexpr (detail::cublas_multiplies<T, W, X> || detail::decoded_for_cublas<T, W, X>) {
       auto m = detail::matmul_problem<T, X>();
       m.rows = out.y.extent[0], m.columns = out.y.extent[1], m.inner = in.x.extent[1];
-      m.x = in.x.data, m.weight = in.weight.data, m.y = out.y.data;
-      m.x_stride = in.x.stride[0], m.weight_stride = in.weight.stride[0], m.y_stride = out.y.stride[0];
-      if (p.matmul("linear", m)) return;
+      m.x = in.x.data, m.y = out.y.data;
+      m.x_stride = in.x.stride[0], m.y_stride = out.y.stride[0];
+      if (detail::matmul_with<T, X>(p, "linear", m, in.weight)) return;
     }
     if constexpr (detail::multiplies_sm90<T, W, X>) {
       detail::gemm_problem<T, decltype(in.x), decltype(in.weight)> m{in.x, in.weight, out.y, nullptr,
                                                                      0,    0,         1};
-      if (few() || detail::launch_gemm_sm90(p, "linear", m)) return;
+      if (detail::launch_products<T, W, X>(p, "linear", m)) return;
     }
     detail::launch_linear(p, "linear", in.x, in.weight, out.y);
   }
@@ -88,13 +117,13 @@ struct kernel<linear<T, space::device, W, X>, exec::cuda> {
  private:
   static bool matmul_dx(const exec::cuda& p, const typename op::inputs& in, const typename op::upstream& up,
                         const typename op::gradients& g) {
-    if constexpr (std::is_same_v<T, W>) {
+    if constexpr (std::is_same_v<T, W> || detail::decoded_for_cublas<T, W, T>) {
       auto m = detail::matmul_problem<T, T>();
       m.rows = up.dy.extent[0], m.columns = in.x.extent[1], m.inner = up.dy.extent[1];
       m.weight_transposed = true, m.accumulate = g.add_to_dx;
-      m.x = up.dy.data, m.weight = in.weight.data, m.y = g.dx.data;
-      m.x_stride = up.dy.stride[0], m.weight_stride = in.weight.stride[0], m.y_stride = g.dx.stride[0];
-      return p.matmul("linear", m);
+      m.x = up.dy.data, m.y = g.dx.data;
+      m.x_stride = up.dy.stride[0], m.y_stride = g.dx.stride[0];
+      return detail::matmul_with<T, T>(p, "linear", m, in.weight);
     }
     return false;
   }
@@ -135,15 +164,14 @@ template <class T, class W>
 struct kernel<batched_linear<T, space::device, W>, exec::cuda> {
   using op = batched_linear<T, space::device, W>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
-    if constexpr (detail::cublas_multiplies<T, W, T>) {
+    if constexpr (detail::cublas_multiplies<T, W, T> || detail::decoded_for_cublas<T, W, T>) {
       auto m = detail::matmul_problem<T, T>();
       m.rows = out.y.extent[0], m.columns = out.y.extent[2], m.inner = in.x.extent[2];
       m.batch = out.y.extent[1];
-      m.x = in.x.data, m.weight = in.weight.data, m.y = out.y.data;
-      m.x_stride = in.x.stride[0], m.weight_stride = in.weight.stride[1], m.y_stride = out.y.stride[0];
-      m.x_batch_stride = in.x.stride[1], m.weight_batch_stride = in.weight.stride[0];
-      m.y_batch_stride = out.y.stride[1];
-      if (p.matmul("batched_linear", m)) return;
+      m.x = in.x.data, m.y = out.y.data;
+      m.x_stride = in.x.stride[0], m.y_stride = out.y.stride[0];
+      m.x_batch_stride = in.x.stride[1], m.y_batch_stride = out.y.stride[1];
+      if (detail::matmul_with<T, T>(p, "batched_linear", m, in.weight)) return;
     }
     if constexpr (detail::multiplies_sm90<T, W, T> && !std::is_same_v<T, W>) {
       const auto x = detail::middle(in.x, 0);
@@ -155,9 +183,7 @@ struct kernel<batched_linear<T, space::device, W>, exec::cuda> {
           in.x.stride[1],
           out.y.stride[1],
           static_cast<int>(out.y.extent[1])};
-      if (in.x.stride[1] % 8 == 0 &&
-          (detail::launch_gemv(p, "batched_linear", m) || detail::launch_gemm_sm90(p, "batched_linear", m)))
-        return;
+      if (in.x.stride[1] % 8 == 0 && detail::launch_products<T, W, T>(p, "batched_linear", m)) return;
     }
     detail::launch_batched_linear(p, "batched_linear", in.x, in.weight, out.y);
   }
@@ -177,16 +203,15 @@ struct kernel<batched_linear<T, space::device, W>, exec::cuda> {
  private:
   static bool matmul_dx(const exec::cuda& p, const typename op::inputs& in, const typename op::upstream& up,
                         const typename op::gradients& g) {
-    if constexpr (std::is_same_v<T, W>) {
+    if constexpr (std::is_same_v<T, W> || detail::decoded_for_cublas<T, W, T>) {
       auto m = detail::matmul_problem<T, T>();
       m.rows = up.dy.extent[0], m.columns = in.x.extent[2], m.inner = up.dy.extent[2],
       m.batch = up.dy.extent[1];
       m.weight_transposed = true;
-      m.x = up.dy.data, m.weight = in.weight.data, m.y = g.dx.data;
-      m.x_stride = up.dy.stride[0], m.weight_stride = in.weight.stride[1], m.y_stride = g.dx.stride[0];
-      m.x_batch_stride = up.dy.stride[1], m.weight_batch_stride = in.weight.stride[0];
-      m.y_batch_stride = g.dx.stride[1];
-      return p.matmul("batched_linear", m);
+      m.x = up.dy.data, m.y = g.dx.data;
+      m.x_stride = up.dy.stride[0], m.y_stride = g.dx.stride[0];
+      m.x_batch_stride = up.dy.stride[1], m.y_batch_stride = g.dx.stride[1];
+      return detail::matmul_with<T, T>(p, "batched_linear", m, in.weight);
     }
     return false;
   }
@@ -221,8 +246,7 @@ struct kernel<grouped_linear<T, space::device, W, X>, exec::cuda> {
     if constexpr (detail::multiplies_sm90<T, W, X>) {
       detail::gemm_problem<T, decltype(in.x), decltype(in.weight)> m{
           in.x, in.weight, out.y, in.offsets.data, 0, 0, static_cast<int>(in.weight.extent[0])};
-      if (detail::launch_gemv(p, "grouped_linear", m) || detail::launch_gemm_sm90(p, "grouped_linear", m))
-        return;
+      if (detail::launch_products<T, W, X>(p, "grouped_linear", m)) return;
     }
     detail::launch_grouped_linear(p, "grouped_linear", in.x, in.offsets, in.weight, out.y);
   }

@@ -43,6 +43,29 @@ __device__ __forceinline__ void wait_for_copy_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
+/// Has the L2 cache fetch the line that holds `at`.
+__device__ __forceinline__ void bring_to_l2(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+/// `bytes` from shared to global memory, later; a multiple of 16, as both addresses are.
+__device__ __forceinline__ void store_bulk(void* to, std::uint32_t from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
+               : "memory");
+}
+/// Makes a group of this thread's bulk stores since the last one.
+__device__ __forceinline__ void end_bulk_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Waits until this thread's bulk stores have read what they store.
+__device__ __forceinline__ void wait_for_bulk_reads() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+/// Four 8 x 8 matrices of 16-bit elements, a pair per lane and matrix as the matrix units hold them, to rows
+/// of 16 bytes: lane 8 i + r gives the address of matrix i's row r.
+__device__ __forceinline__ void store_matrices(std::uint32_t row, const std::uint32_t (&pair)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(pair[0]),
+               "r"(pair[1]), "r"(pair[2]), "r"(pair[3])
+               : "memory");
+}
+
 /// A barrier in shared memory. Its phases alternate between 0 and 1; it begins in 0.
 struct phase_barrier {
   std::uint64_t word;
@@ -84,6 +107,18 @@ __device__ __forceinline__ void fence_async_shared() {
 /// Barrier `id` for `threads` threads of the block, in whole warps.
 __device__ __forceinline__ void sync_threads(int id, int threads) {
   asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// The same, and whether `holds` in all of them.
+__device__ __forceinline__ bool all_threads(int id, int threads, bool holds) {
+  int all;
+  asm volatile(
+      "{.reg .pred p, q; setp.ne.b32 p, %3, 0; barrier.cta.red.and.pred.aligned q, %1, %2, p; selp.b32 %0, "
+      "1, 0, q;}"
+      : "=r"(all)
+      : "r"(id), "r"(threads), "r"(static_cast<int>(holds))
+      : "memory");
+  return all != 0;
 }
 
 template <int Registers>

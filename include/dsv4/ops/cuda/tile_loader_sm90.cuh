@@ -13,12 +13,12 @@
 
 namespace dsv4::detail {
 
-/// Which pieces of a tile of `Rows` x `Columns` a thread of 128 brings; `PerPanel` make up 64 columns. A tile
-/// is one panel of 64 columns after the other, each as tile_offset says. Eight neighbouring threads write
-/// different banks, a warp reads whole stretches of rows.
-template <int Rows, int Columns, int PerPanel>
+/// Which pieces of a tile of `Rows` x `Columns` a thread of `Threads` brings; `PerPanel` make up 64 columns.
+/// A tile is one panel of 64 columns after the other, each as tile_offset says. Eight neighbouring threads
+/// write different banks, a warp reads whole stretches of rows.
+template <int Rows, int Columns, int PerPanel, int Threads>
 struct tile_pieces {
-  static constexpr int panels = Columns / 64, rows_at_once = 128 / (PerPanel * panels);
+  static constexpr int panels = Columns / 64, rows_at_once = Threads / (PerPanel * panels);
   static constexpr int count = Rows / rows_at_once, panel_bytes = Rows * 128;
   static_assert(Rows % rows_at_once == 0);
   int row, panel, piece;  ///< of the first; the others are rows_at_once rows apart
@@ -35,17 +35,17 @@ struct tile_pieces {
   }
 };
 
-/// Brings tiles of `Rows` x `Columns` of a matrix to shared memory, by 128 threads: the one right of the
-/// last, or the one below (`Down`), each time next() is called, `last` telling that none will follow. Of the
-/// `rows` rows from `row` on; what is outside of the matrix is zero.
-template <class M, int Rows, int Columns, bool Down>
+/// Brings tiles of `Rows` x `Columns` of a matrix to shared memory, by `Threads` threads: the one right of
+/// the last, or the one below (`Down`), each time next() is called, `last` telling that none will follow. Of
+/// the `rows` rows from `row` on; what is outside of the matrix is zero.
+template <class M, int Rows, int Columns, bool Down, int Threads = 128>
 struct tile_loader;
 
 /// bf16: copied past the registers.
-template <class E, int Rows, int Columns, bool Down>
+template <class E, int Rows, int Columns, bool Down, int Threads>
 requires std::same_as<std::remove_const_t<E>, bf16>
-struct tile_loader<view<E, 2, space::device>, Rows, Columns, Down> {
-  using pieces = tile_pieces<Rows, Columns, 8>;
+struct tile_loader<view<E, 2, space::device>, Rows, Columns, Down, Threads> {
+  using pieces = tile_pieces<Rows, Columns, 8, Threads>;
   pieces own;
   const bf16 *from, *somewhere;
   std::int64_t stride;
@@ -72,13 +72,13 @@ struct tile_loader<view<E, 2, space::device>, Rows, Columns, Down> {
   }
 };
 
-/// Block-scaled: decoded in registers, four pieces of 16 bytes at a time, while the next four are on their
+/// Block-scaled: decoded in registers, up to four pieces of 16 bytes at a time, while the next are on their
 /// way.
-template <class F, int Rows, int Columns, bool Down>
-struct tile_loader<block_scaled_matrix<const F, space::device>, Rows, Columns, Down> {
+template <class F, int Rows, int Columns, bool Down, int Threads>
+struct tile_loader<block_scaled_matrix<const F, space::device>, Rows, Columns, Down, Threads> {
   static constexpr int codes = codes_per_16<F>;
-  using pieces = tile_pieces<Rows, Columns, 64 / codes>;
-  static constexpr int at_once = 4, batches = pieces::count / at_once;
+  using pieces = tile_pieces<Rows, Columns, 64 / codes, Threads>;
+  static constexpr int at_once = pieces::count < 4 ? pieces::count : 4, batches = pieces::count / at_once;
   static_assert(pieces::count % at_once == 0);
   struct batch {
     uint4 codes[at_once];
