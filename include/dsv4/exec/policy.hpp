@@ -51,6 +51,14 @@ void dispatch(const P& p, const Arguments&... arguments) {
                 "dsv4: the op's views live in another memory space than the policy's");
   kernel<Op, P>::forward(p, arguments...);
 }
+/// Those of ops that are composed of others, in this one: the policy's own kernel where it has one.
+template <class Op, policy P, class... Arguments>
+void dispatch_composed(const P& p, Arguments&&... arguments) {
+  if constexpr (has_fused_kernel<Op, P>)
+    kernel<Op, P>::forward(p, arguments...);
+  else
+    Op::by_ops(p, arguments...);
+}
 }  // namespace detail
 
 }  // namespace dsv4

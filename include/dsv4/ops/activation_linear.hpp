@@ -32,10 +32,7 @@ struct activation_linear {
     expect_extent("activation_linear", "weight columns", in.weight.extent[1], in.x.extent[1]);
     expect_extent("activation_linear", "y rows", out.y.extent[0], in.x.extent[0]);
     expect_extent("activation_linear", "y columns", out.y.extent[1], in.weight.extent[0]);
-    if constexpr (has_fused_kernel<activation_linear, P>)
-      kernel<activation_linear, P>::forward(p, w, in, out);
-    else
-      by_ops(p, w, in, out);
+    detail::dispatch_composed<activation_linear>(p, w, in, out);
   }
 
   /// The ops themselves.
@@ -67,10 +64,7 @@ struct activation_linear_pair {
     expect_extent("activation_linear_pair", "first columns", out.first.extent[1], in.weight.extent[0]);
     expect_extent("activation_linear_pair", "second rows", out.second.extent[0], in.x.extent[0]);
     expect_extent("activation_linear_pair", "second columns", out.second.extent[1], in.other.extent[0]);
-    if constexpr (has_fused_kernel<activation_linear_pair, P>)
-      kernel<activation_linear_pair, P>::forward(p, w, in, out);
-    else
-      by_ops(p, w, in, out);
+    detail::dispatch_composed<activation_linear_pair>(p, w, in, out);
   }
 
   /// The ops themselves.
@@ -104,10 +98,7 @@ struct gated_linear {
     expect_extent("gated_linear", "gate columns", in.gate.extent[1], in.x.extent[1]);
     expect_extent("gated_linear", "up rows", in.up.extent[0], out.h.extent[1]);
     expect_extent("gated_linear", "up columns", in.up.extent[1], in.x.extent[1]);
-    if constexpr (has_fused_kernel<gated_linear, P>)
-      kernel<gated_linear, P>::forward(p, w, in, out);
-    else
-      by_ops(p, w, in, out);
+    detail::dispatch_composed<gated_linear>(p, w, in, out);
   }
 
   /// The ops themselves.
@@ -140,10 +131,7 @@ struct grouped_activation_linear {
     expect_extent("grouped_activation_linear", "weight columns", in.weight.extent[2], in.x.extent[1]);
     expect_extent("grouped_activation_linear", "y rows", out.y.extent[0], in.x.extent[0]);
     expect_extent("grouped_activation_linear", "y columns", out.y.extent[1], in.weight.extent[1]);
-    if constexpr (has_fused_kernel<grouped_activation_linear, P>)
-      kernel<grouped_activation_linear, P>::forward(p, w, in, out);
-    else
-      by_ops(p, w, in, out);
+    detail::dispatch_composed<grouped_activation_linear>(p, w, in, out);
   }
 
   /// The ops themselves.
@@ -182,10 +170,7 @@ struct grouped_gated_linear {
     expect_extent("grouped_gated_linear", "up columns", in.up.extent[2], in.x.extent[1]);
     if (in.row_weight.data)
       expect_extent("grouped_gated_linear", "row_weight", in.row_weight.extent[0], in.x.extent[0]);
-    if constexpr (has_fused_kernel<grouped_gated_linear, P>)
-      kernel<grouped_gated_linear, P>::forward(p, w, in, out);
-    else
-      by_ops(p, w, in, out);
+    detail::dispatch_composed<grouped_gated_linear>(p, w, in, out);
   }
 
   /// The ops themselves.

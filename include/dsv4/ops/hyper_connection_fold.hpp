@@ -64,10 +64,7 @@ struct hyper_connection_fold {
     check(in, save);
     expect_extent("hyper_connection_fold", "u rows", out.u.extent[0], in.x.extent[0]);
     expect_extent("hyper_connection_fold", "u width", out.u.extent[1], in.x.extent[2]);
-    if constexpr (has_fused_kernel<hyper_connection_fold, P>)
-      kernel<hyper_connection_fold, P>::forward(p, w, in, out, save);
-    else
-      by_ops(p, w, in, out, save);
+    detail::dispatch_composed<hyper_connection_fold>(p, w, in, out, save);
   }
 
   template <policy P>
@@ -184,10 +181,7 @@ struct hyper_connection_reopen {
     expect_extent("hyper_connection_reopen", "u width", out.u.extent[1], width);
     detail::expect_upstream("hyper_connection_reopen", "dnext", in.dnext, in.fold.x);
     detail::expect_gradient("hyper_connection_reopen", "dx", out.dx, in.fold.x);
-    if constexpr (has_fused_kernel<hyper_connection_reopen, P>)
-      kernel<hyper_connection_reopen, P>::forward(p, w, in, out);
-    else
-      by_ops(p, w, in, out);
+    detail::dispatch_composed<hyper_connection_reopen>(p, w, in, out);
   }
 
   template <policy P>

@@ -33,10 +33,7 @@ struct norm_rope {
     for (int axis = 0; axis < 3; ++axis)
       expect_extent("norm_rope", "y extent", out.y.extent[axis], in.x.extent[axis]);
     if (in.weight.data) expect_extent("norm_rope", "weight", in.weight.extent[0], in.x.extent[2]);
-    if constexpr (has_fused_kernel<norm_rope, P>)
-      kernel<norm_rope, P>::forward(p, in, out);
-    else
-      by_ops(p, in, out);
+    detail::dispatch_composed<norm_rope>(p, in, out);
   }
 
   /// The ops themselves.

@@ -46,7 +46,7 @@ __device__ __forceinline__ void store_rows(const matrix_view<T, space::device>& 
   const std::uint32_t to = shared_address(own) + lane % 16 * pitch + lane / 16 * 16;
 #pragma unroll
   for (int first = 0; first < 2 * N; first += Columns) {
-    wait_for_bulk_reads();
+    wait_for_stores<0>();
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < Columns / 8; j += 2) {
@@ -57,7 +57,7 @@ __device__ __forceinline__ void store_rows(const matrix_view<T, space::device>& 
         const __nv_bfloat162 v = __floats2bfloat162_rn(sums[i], sums[i + 1]);
         pair[k] = reinterpret_cast<const std::uint32_t&>(v);
       }
-      store_matrices(to + 16 * j, pair);
+      store_blocks<false>(to + 16 * j, pair);
     }
     fence_async_shared();
     __syncwarp();
@@ -66,7 +66,7 @@ __device__ __forceinline__ void store_rows(const matrix_view<T, space::device>& 
     if (lane < 16 && row + lane < rows && width > 0)
       store_bulk(data + (row + lane) * y.stride[0] + column + first, shared_address(own) + lane * pitch,
                  width * static_cast<int>(sizeof(T)));
-    end_bulk_group();
+    end_store_group();
   }
 }
 
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(gemm_fp8_shape<typename WView::format>::thread
       store_sums<shape::columns>(p, at.row + first_row + lane / 4, at.row + at.rows,
                                  at.column + 2 * (lane % 4), y, sums);
   }
-  wait_for_bulk_reads();
+  wait_for_stores<0>();
 #endif
 }
 

@@ -82,14 +82,11 @@ template <class T, class W, class X>
 struct kernel<linear<T, space::device, W, X>, exec::cuda> {
   using op = linear<T, space::device, W, X>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
-    const auto few = [&] {
-      if constexpr (detail::multiplies_sm90<T, W, X>)
-        return detail::launch_gemv(p, "linear",
-                                   detail::gemm_problem<T, decltype(in.x), decltype(in.weight)>{
-                                       in.x, in.weight, out.y, nullptr, 0, 0, 1});
-      return false;
-    };
-    if (detail::prefers_gemv<T, W, X>(out.y.extent[0]) && few()) return;
+    [[maybe_unused]] const detail::gemm_problem<T, decltype(in.x), decltype(in.weight)> products{
+        in.x, in.weight, out.y, nullptr, 0, 0, 1};
+    if constexpr (detail::multiplies_sm90<T, W, X>)
+      if (detail::prefers_gemv<T, W, X>(out.y.extent[0]) && detail::launch_gemv(p, "linear", products))
+        return;
     if constexpr (detail::cublas_multiplies<T, W, X> || detail::decoded_for_cublas<T, W, X>) {
       auto m = detail::matmul_problem<T, X>();
       m.rows = out.y.extent[0], m.columns = out.y.extent[1], m.inner = in.x.extent[1];
@@ -97,11 +94,8 @@ struct kernel<linear<T, space::device, W, X>, exec::cuda> {
       m.x_stride = in.x.stride[0], m.y_stride = out.y.stride[0];
       if (detail::matmul_with<T, X>(p, "linear", m, in.weight)) return;
     }
-    if constexpr (detail::multiplies_sm90<T, W, X>) {
-      detail::gemm_problem<T, decltype(in.x), decltype(in.weight)> m{in.x, in.weight, out.y, nullptr,
-                                                                     0,    0,         1};
-      if (detail::launch_products<T, W, X>(p, "linear", m)) return;
-    }
+    if constexpr (detail::multiplies_sm90<T, W, X>)
+      if (detail::launch_products<T, W, X>(p, "linear", products)) return;
     detail::launch_linear(p, "linear", in.x, in.weight, out.y);
   }
 

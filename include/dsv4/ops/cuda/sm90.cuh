@@ -52,18 +52,35 @@ __device__ __forceinline__ void store_bulk(void* to, std::uint32_t from, int byt
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
                : "memory");
 }
-/// Makes a group of this thread's bulk stores since the last one.
-__device__ __forceinline__ void end_bulk_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-/// Waits until this thread's bulk stores have read what they store.
-__device__ __forceinline__ void wait_for_bulk_reads() {
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+/// Ends a group of stores, which may be empty.
+__device__ __forceinline__ void end_store_group() {
+#if DSV4_SM90A
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
 }
-/// Four 8 x 8 matrices of 16-bit elements, a pair per lane and matrix as the matrix units hold them, to rows
-/// of 16 bytes: lane 8 i + r gives the address of matrix i's row r.
-__device__ __forceinline__ void store_matrices(std::uint32_t row, const std::uint32_t (&pair)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(pair[0]),
-               "r"(pair[1]), "r"(pair[2]), "r"(pair[3])
-               : "memory");
+/// Waits until all but the `Pending` latest groups of this thread have read shared memory.
+template <int Pending>
+__device__ __forceinline__ void wait_for_stores() {
+#if DSV4_SM90A
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
+#endif
+}
+
+/// Stores four 8 x 8 blocks of 16-bit elements, held as a product's sums are: a lane has columns 2 (lane % 4)
+/// and the next of row lane / 4. Lanes 8 i + r give the address of row r of block i (of column r,
+/// transposed).
+template <bool Transposed>
+__device__ __forceinline__ void store_blocks(std::uint32_t to, const std::uint32_t (&v)[4]) {
+#if DSV4_SM90A
+  if constexpr (Transposed)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+                 "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+  else
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]),
+                 "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+#endif
 }
 
 /// A barrier in shared memory. Its phases alternate between 0 and 1; it begins in 0.

@@ -103,20 +103,6 @@ __device__ __forceinline__ void store_box(const CUtensorMap& to, const tensor_pl
       : "memory");
 #endif
 }
-/// Ends a group of stores, which may be empty.
-__device__ __forceinline__ void end_store_group() {
-#if DSV4_SM90A
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-#endif
-}
-/// Waits until all but the `Pending` latest groups of this thread have read shared memory.
-template <int Pending>
-__device__ __forceinline__ void wait_for_stores() {
-#if DSV4_SM90A
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
-#endif
-}
-
 /// Marks a kernel whose blocks come in pairs, which can write to each other's shared memory.
 #if DSV4_SM90A || !defined(__CUDA_ARCH__)
 #define DSV4_PAIRS __cluster_dims__(2, 1, 1)
@@ -146,23 +132,6 @@ __device__ __forceinline__ void arrive_in_pair(phase_barrier& b, int rank) {
 __device__ __forceinline__ void sync_pair() {
 #if DSV4_SM90A
   asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-
-/// Stores four 8 x 8 blocks of 16-bit elements, held as a product's sums are: a lane has columns 2 (lane % 4)
-/// and the next of row lane / 4. Lanes 8 i + r give the address of row r of block i (of column r,
-/// transposed).
-template <bool Transposed>
-__device__ __forceinline__ void store_blocks(std::uint32_t to, const std::uint32_t (&v)[4]) {
-#if DSV4_SM90A
-  if constexpr (Transposed)
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
-                 "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-                 : "memory");
-  else
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]),
-                 "r"(v[1]), "r"(v[2]), "r"(v[3])
-                 : "memory");
 #endif
 }
 
