@@ -43,6 +43,7 @@ bool launch_activation_gemv(const exec::cuda& p, std::string_view where,
                 (std::is_same_v<X, bf16> || std::is_same_v<X, fp8_activation>)) {
     using input = typename gemv_input<X>::type;
     if (!offsets && !prefers_gemv<T, W, X>(x.extent[0])) return false;
+    if (prefers_mxfp4_tiles<T, W, X>(p, x.extent[0])) return false;
     if (!std::is_same_v<X, bf16> && x.extent[1] % fp8_activation::block_columns != 0) return false;
     return launch_gemv(p, where, gemm_problem<T, input, WView>{input(x), weight, y, offsets, 0, 0, groups},
                        second);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Products of FP8 inputs with FP8 or MXFP4 weights on Hopper's FP8 matrix units; many at once. The matrix
+/// Products of FP8 inputs with FP8 weights on Hopper's FP8 matrix units; many at once. The matrix
 /// unit, which keeps about 14 bits, sums over a block of 128 channels; these sums are scaled and added in
 /// float.
 #pragma once
@@ -9,11 +9,11 @@
 #include <dsv4/ops/cuda/gemm_problem.cuh>
 #include <dsv4/ops/cuda/gemm_tiles_sm90.cuh>
 #include <dsv4/ops/cuda/sm90.cuh>
+#include <dsv4/ops/cuda/tensor_copy_sm90.cuh>
 #include <dsv4/ops/cuda/wgmma_sm90.cuh>
 
 #include <cstdint>
 #include <string_view>
-#include <type_traits>
 
 namespace dsv4::detail {
 
@@ -35,96 +35,74 @@ __device__ __forceinline__ void add_scaled(float* sums, const float (&part)[N], 
   }
 }
 
-/// A warp's 16 rows of a tile of y, `Columns` at a time by way of its `own` shared memory, from where rows
-/// are copied while the next are at work.
-template <int Columns, class T, int N>
-__device__ __forceinline__ void store_rows(const matrix_view<T, space::device>& y, std::int64_t row,
-                                           std::int64_t rows, int column, T* data, std::uint8_t* own,
-                                           const float (&sums)[N]) {
-  constexpr int pitch = y_pitch<Columns>;
+/// A warp's 16 rows of a tile of y by way of its `own` shared memory, from where rows are copied while the
+/// next tile is at work.
+__device__ __forceinline__ void store_rows(const matrix_view<bf16, space::device>& y, std::int64_t row,
+                                           std::int64_t rows, int column, bf16* data, std::uint8_t* own,
+                                           const float (&sums)[gemm_fp8_shape::columns / 2]) {
+  constexpr int columns = gemm_fp8_shape::columns, pitch = gemm_fp8_shape::y_pitch;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::uint32_t to = shared_address(own) + lane % 16 * pitch + lane / 16 * 16;
+  wait_for_stores<0>();
+  __syncwarp();
 #pragma unroll
-  for (int first = 0; first < 2 * N; first += Columns) {
-    wait_for_stores<0>();
-    __syncwarp();
+  for (int j = 0; j < columns / 8; j += 2) {
+    std::uint32_t pair[4];
 #pragma unroll
-    for (int j = 0; j < Columns / 8; j += 2) {
-      std::uint32_t pair[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int i = first / 2 + 4 * j + 2 * k;
-        const __nv_bfloat162 v = __floats2bfloat162_rn(sums[i], sums[i + 1]);
-        pair[k] = reinterpret_cast<const std::uint32_t&>(v);
-      }
-      store_blocks<false>(to + 16 * j, pair);
-    }
-    fence_async_shared();
-    __syncwarp();
-    const int width =
-        static_cast<int>(max(std::int64_t{0}, min(y.extent[1] - column - first, std::int64_t{Columns})));
-    if (lane < 16 && row + lane < rows && width > 0)
-      store_bulk(data + (row + lane) * y.stride[0] + column + first, shared_address(own) + lane * pitch,
-                 width * static_cast<int>(sizeof(T)));
-    end_store_group();
+    for (int k = 0; k < 4; ++k) pair[k] = packed_pair<bf16>(sums[4 * j + 2 * k], sums[4 * j + 2 * k + 1]);
+    store_blocks<false>(to + 16 * j, pair);
   }
+  fence_async_shared();
+  __syncwarp();
+  const int width = static_cast<int>(max(std::int64_t{0}, min(y.extent[1] - column, std::int64_t{columns})));
+  if (lane < 16 && row + lane < rows && width > 0)
+    store_bulk(data + (row + lane) * y.stride[0] + column, shared_address(own) + lane * pitch, width * 2);
+  end_store_group();
 }
 
 /// As many blocks as multiprocessors, each with every gridDim.x-th tile. Two warpgroups multiply, 64 rows
 /// each, 128 columns after the other, since sums of all and of a block do not fit in registers; while one
-/// scales, the other keeps the matrix units busy. The others bring tiles, blocks of channels in turn.
-template <class T, class XView, class WView>
-__global__ void __launch_bounds__(gemm_fp8_shape<typename WView::format>::threads, 1)
-    gemm_fp8_kernel(gemm_problem<T, XView, WView> p) {
+/// scales, the other keeps the matrix units busy. The third brings tiles.
+template <class XView, class WView>
+__global__ void __launch_bounds__(gemm_fp8_shape::threads, 1)
+    gemm_fp8_kernel(gemm_problem<bf16, XView, WView> p) {
   wait_for_previous_kernels();
 #if DSV4_SM90A
-  using F = typename WView::format;
-  using shape = gemm_fp8_shape<F>;
-  using memory = gemm_fp8_memory<F>;
-  using loader = fp8_tiles<F>;
-  constexpr int producers = shape::producers, ring = shape::ring;
+  using shape = gemm_fp8_shape;
+  using memory = gemm_fp8_memory;
   extern __shared__ __align__(1024) unsigned char raw[];
   memory& m = *reinterpret_cast<memory*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   const int thread = static_cast<int>(threadIdx.x), group = thread / 128, lane = thread % 32;
   if (thread == 0) {
     for (int s = 0; s < shape::stages; ++s) {
-      m.full[s].init(256);  // copies and stores of every thread of a producer
+      m.full[s].init(256);  // copies and stores of every thread of the producer
       m.empty[s].init(256);
     }
     fence_barrier_init();
   }
-  using tile_order = gemm_tile_order<shape::columns, gemm_problem<T, XView, WView>>;
+  using tile_order = gemm_tile_order<shape::columns, gemm_problem<bf16, XView, WView>>;
   if (thread < 32) tile_order::sum_up(p, m.first_tile);
-  if (group == 2) loader::prepare(m, thread - 256);
   __syncthreads();
   const tile_order tiles(p, m.first_tile);
   const int count = tiles.count();
   const int inner = static_cast<int>(p.x.extent[1]), blocks = (inner + gemm_fp8_depth - 1) / gemm_fp8_depth;
 
-  int before = 0;  // blocks of all tiles so far
-  if (group >= 2) {
+  int step = 0;
+  if (group == 2) {
     give_registers<shape::producer_registers>();
-    const int producer = group - 2, own = thread % 128;
-    int step = 0;
-    for (int tile = static_cast<int>(blockIdx.x); tile < count;
-         tile += static_cast<int>(gridDim.x), before += blocks) {
-      int block = (producer + before) % producers;  // the first of this producer
-      if (block >= blocks) continue;
+    const int own = thread % 128;
+    for (int tile = static_cast<int>(blockIdx.x); tile < count; tile += static_cast<int>(gridDim.x)) {
       const auto at = tiles[tile];
       const auto weight = p.weight_of(at.group);
-      if (F::packed && tile + static_cast<int>(gridDim.x) < count) {
-        const auto following = tiles[tile + static_cast<int>(gridDim.x)];
-        loader::announce(p.weight_of(following.group), following.column, producer, own);
-      }
-      loader right(weight, at.column, block, producer, own, m);
-      row_copies<gemm_rows_sm90> left(p.x.row(at.row) + block * gemm_fp8_depth, at.rows, p.x.row_stride, own);
+      fp8_tiles right(weight, at.column, own);
+      row_copies<gemm_rows_sm90> left(p.x.row(at.row), at.rows, p.x.row_stride, own);
       const e8m0* const scales = p.x.row_scales(at.row + min(std::int64_t{own}, at.rows - 1));
-      e8m0 scale = scales[block];
-      for (;;) {
+      e8m0 scale = scales[0];
+      for (int block = 0; block < blocks; ++block, left.next(), right.next()) {
         const float x_scale = static_cast<float>(scale);
-        if (block + producers < blocks) scale = scales[block + producers];
+        if (block + 1 < blocks) scale = scales[block + 1];
         for (bool last = false; !last; ++step) {
-          const int stage = producer * ring + step % ring, round = step / ring;
+          const int stage = step % shape::stages, round = step / shape::stages;
           if (round > 0) m.empty[stage].wait((round - 1) & 1);
           left.copy(shared_address(m.x[stage]) + left.place(own),
                     inner - block * gemm_fp8_depth - 16 * (own % 4));
@@ -134,10 +112,6 @@ __global__ void __launch_bounds__(gemm_fp8_shape<typename WView::format>::thread
           m.full[stage].arrive_after_copies();
           m.full[stage].arrive();
         }
-        block += producers;
-        if (block >= blocks) break;
-        left.next(producers);
-        right.next(m);
       }
     }
     wait_for_copies();
@@ -148,19 +122,13 @@ __global__ void __launch_bounds__(gemm_fp8_shape<typename WView::format>::thread
   const int warp = thread % 128 / 32, first_row = 64 * group + 16 * warp;
   const bool in_16 = reinterpret_cast<std::uintptr_t>(p.y.data) % 16 == 0 && p.y.extent[1] % 8 == 0 &&
                      p.y.stride[0] % 8 == 0 && p.y_batch % 8 == 0;
-  int steps[producers] = {};
-  for (int tile = static_cast<int>(blockIdx.x); tile < count;
-       tile += static_cast<int>(gridDim.x), before += blocks) {
+  for (int tile = static_cast<int>(blockIdx.x); tile < count; tile += static_cast<int>(gridDim.x)) {
     const auto at = tiles[tile];
     float sums[shape::columns / 2];
 #pragma unroll
     for (int i = 0; i < shape::columns / 2; ++i) sums[i] = 0;
-    for (int block = 0; block < blocks;) {
-      const int producer = (block + before) % producers,
-                step = producer == 0 ? steps[0] : steps[producers - 1];
-      const int stage = producer * ring + step % ring, round = step / ring;
-#pragma unroll
-      for (int i = 0; i < producers; ++i) steps[i] += producer == i;
+    for (int block = 0; block < blocks; ++step) {
+      const int stage = step % shape::stages, round = step / shape::stages;
       m.full[stage].wait(round & 1);
       fence_async_shared();
       const std::uint64_t left = tile_descriptor(shared_address(m.x[stage]) + 64 * gemm_fp8_depth * group,
@@ -194,10 +162,9 @@ __global__ void __launch_bounds__(gemm_fp8_shape<typename WView::format>::thread
         add_scaled(sums + width / 2 * done, sum, x_0, x_1, width * done < 128 ? w_0 : w_1);
       }
     }
-    T* const y = p.y.data + at.group * p.y_batch;
+    bf16* const y = p.y.data + at.group * p.y_batch;
     if (in_16)
-      store_rows<shape::y_columns>(p.y, at.row + first_row, at.row + at.rows, at.column, y, m.y[thread / 32],
-                                   sums);
+      store_rows(p.y, at.row + first_row, at.row + at.rows, at.column, y, m.y[thread / 32], sums);
     else
       store_sums<shape::columns>(p, at.row + first_row + lane / 4, at.row + at.rows,
                                  at.column + 2 * (lane % 4), y, sums);
@@ -206,24 +173,17 @@ __global__ void __launch_bounds__(gemm_fp8_shape<typename WView::format>::thread
 #endif
 }
 
-/// Whether the FP8 matrix units can multiply x of `X` by weights of `W` into `T`. They do not keep what float
-/// results would show.
-template <class T, class W, class X>
-inline constexpr bool multiplies_fp8 = std::is_same_v<T, bf16>&& std::is_same_v<X, fp8_activation> &&
-                                       (std::is_same_v<W, fp8_weight> || std::is_same_v<W, mxfp4>);
-
 /// Queues the products where this device and these operands allow; false if not.
-template <class T, class XView, class WView>
+template <class XView, class WView>
 bool launch_gemm_fp8(const exec::cuda& p, std::string_view where,
-                     const gemm_problem<T, XView, WView>& problem) {
-  using F = typename WView::format;
-  using shape = gemm_fp8_shape<F>;
+                     const gemm_problem<bf16, XView, WView>& problem) {
+  using shape = gemm_fp8_shape;
   if (!loadable_16(problem.x) || !loadable_16(problem.weight) || problem.groups > most_gemm_groups ||
-      reinterpret_cast<std::uintptr_t>(problem.y.data) % (2 * sizeof(T)) != 0 || problem.x.extent[1] == 0 ||
-      !has_sm90a_code(p, gemm_fp8_kernel<T, XView, WView>))
+      reinterpret_cast<std::uintptr_t>(problem.y.data) % (2 * sizeof(bf16)) != 0 ||
+      problem.x.extent[1] == 0 || !has_sm90a_code(p, gemm_fp8_kernel<XView, WView>))
     return false;
-  p.launch(where, gemm_fp8_kernel<T, XView, WView>, gemm_grid_sm90<shape::columns>(p, problem),
-           shape::threads, sizeof(gemm_fp8_memory<F>) + 1024, problem);
+  p.launch(where, gemm_fp8_kernel<XView, WView>, gemm_grid_sm90<shape::columns>(p, problem), shape::threads,
+           sizeof(gemm_fp8_memory) + 1024, problem);
   return true;
 }
 

@@ -14,6 +14,7 @@ namespace dsv4::detail {
 
 inline constexpr int gemm_rows_sm90 = 128;
 inline constexpr int most_gemm_groups = 1024;
+inline constexpr int gemm_fp8_depth = 128;  ///< channels of a tile's operands in FP8
 
 /// The tiles of 128 x `Columns` of all groups' y. Those of one group follow one another down bands of eight,
 /// so that rows and weights are used again while the L2 cache has them.

@@ -8,6 +8,7 @@
 #include <dsv4/ops/cuda/decoded_matmul.cuh>
 #include <dsv4/ops/cuda/gemm_dweight_sm90.cuh>
 #include <dsv4/ops/cuda/gemm_fp8_sm90.cuh>
+#include <dsv4/ops/cuda/gemm_mxfp4_sm90.cuh>
 #include <dsv4/ops/cuda/gemm_portable_backward.cuh>
 #include <dsv4/ops/cuda/gemm_sm90.cuh>
 #include <dsv4/ops/cuda/gemv.cuh>
@@ -41,15 +42,29 @@ constexpr bool prefers_gemv(std::int64_t rows) {
   return multiplies_sm90<T, W, X> && (!cublas_multiplies<T, W, X> || rows <= 4);
 }
 
+/// Whether the FP8 matrix units multiply x of `X` by weights of `W` into `T`. They do not keep what float
+/// results would show.
+template <class T, class W, class X>
+inline constexpr bool multiplies_fp8 = std::is_same_v<T, bf16>&& std::is_same_v<X, fp8_activation> &&
+                                       (std::is_same_v<W, fp8_weight> || std::is_same_v<W, mxfp4>);
+
 /// Whether weights of `W` can be decoded for products by cuBLASLt.
 template <class T, class W, class X>
 inline constexpr bool decoded_for_cublas = block_format<W>&& cublas_multiplies<T, bf16, X>;
 
+/// Whether so many rows are for tiles of decoded weights, though gemv would take them.
+template <class T, class W, class X>
+bool prefers_mxfp4_tiles(const exec::cuda& p, std::int64_t rows) {
+  return multiplies_fp8<T, W, X> && std::is_same_v<W, mxfp4> && rows > 16 && p.device().major == 9;
+}
+
 /// Queues the products on the matrix units where these operands allow.
 template <class T, class W, class X, class Problem>
 bool launch_products(const exec::cuda& p, std::string_view where, const Problem& m) {
+  if constexpr (multiplies_fp8<T, W, X> && std::is_same_v<W, mxfp4>)
+    if (prefers_mxfp4_tiles<T, W, X>(p, m.y.extent[0]) && launch_gemm_mxfp4(p, where, m)) return true;
   if (launch_gemv(p, where, m)) return true;
-  if constexpr (multiplies_fp8<T, W, X>)
+  if constexpr (multiplies_fp8<T, W, X> && std::is_same_v<W, fp8_weight>)
     if (launch_gemm_fp8(p, where, m)) return true;
   return launch_gemm_sm90(p, where, m);
 }

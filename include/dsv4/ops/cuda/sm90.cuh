@@ -126,18 +126,6 @@ __device__ __forceinline__ void sync_threads(int id, int threads) {
   asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-/// The same, and whether `holds` in all of them.
-__device__ __forceinline__ bool all_threads(int id, int threads, bool holds) {
-  int all;
-  asm volatile(
-      "{.reg .pred p, q; setp.ne.b32 p, %3, 0; barrier.cta.red.and.pred.aligned q, %1, %2, p; selp.b32 %0, "
-      "1, 0, q;}"
-      : "=r"(all)
-      : "r"(id), "r"(threads), "r"(static_cast<int>(holds))
-      : "memory");
-  return all != 0;
-}
-
 template <int Registers>
 __device__ __forceinline__ void give_registers() {
 #if DSV4_SM90A

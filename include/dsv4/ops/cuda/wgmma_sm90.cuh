@@ -97,11 +97,31 @@ template <int N>
 struct wgmma_e4m3 {
   static constexpr int sums = N / 2;
   static __device__ __forceinline__ void run(float (&d)[sums], std::uint64_t a, std::uint64_t b, bool add) {
-    static_assert(N == 64 || N == 128);
-    if constexpr (N == 64)
-      DSV4_WGMMA("m64n64k32.f32.e4m3.e4m3", 32, "%32, %33, p, 1, 1", "%34", "l"(a), "l"(b));
+    static_assert(N == 64);
+    DSV4_WGMMA("m64n64k32.f32.e4m3.e4m3", 32, "%32, %33, p, 1, 1", "%34", "l"(a), "l"(b));
+  }
+};
+
+/// The same with A in registers: of rows r = lane / 4 and r + 8 of the warp's 16, channels 4 (lane % 4) to
+/// + 3 in a[0] (row r) and a[1] (row r + 8), those 16 further in a[2] and a[3].
+template <int N>
+struct wgmma_e4m3_registers {
+  static constexpr int sums = N / 2;
+  static __device__ __forceinline__ void run(float (&d)[sums], const std::uint32_t (&a)[4], std::uint64_t b,
+                                             bool add) {
+    static_assert(N == 32 || N == 64 || N == 96 || N == 128);
+    if constexpr (N == 32)
+      DSV4_WGMMA("m64n32k32.f32.e4m3.e4m3", 16, "{%16, %17, %18, %19}, %20, p, 1, 1", "%21", "r"(a[0]),
+                 "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    else if constexpr (N == 64)
+      DSV4_WGMMA("m64n64k32.f32.e4m3.e4m3", 32, "{%32, %33, %34, %35}, %36, p, 1, 1", "%37", "r"(a[0]),
+                 "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    else if constexpr (N == 96)
+      DSV4_WGMMA("m64n96k32.f32.e4m3.e4m3", 48, "{%48, %49, %50, %51}, %52, p, 1, 1", "%53", "r"(a[0]),
+                 "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
     else
-      DSV4_WGMMA("m64n128k32.f32.e4m3.e4m3", 64, "%64, %65, p, 1, 1", "%66", "l"(a), "l"(b));
+      DSV4_WGMMA("m64n128k32.f32.e4m3.e4m3", 64, "{%64, %65, %66, %67}, %68, p, 1, 1", "%69", "r"(a[0]),
+                 "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }
 };
 
