@@ -131,46 +131,21 @@ void bench_moe(const exec::cuda& p, std::int64_t rows) {
   line("moe bf16, T = " + std::to_string(rows), ms);
 }
 
-/// Random matrices in format F, which live as long as this.
-template <class F>
-struct narrow_pool {
-  const exec::cuda& p;
-  std::vector<device_buffer<std::uint8_t>> codes;
-  std::vector<device_buffer<e8m0>> scales;
-  std::vector<device_buffer<block_scaled_matrix<const F, D>>> tables;
-
-  block_scaled_matrix<const F, D> take(std::int64_t rows, std::int64_t columns) {
-    const auto wide = random<bf16>(p, rows * columns, float(std::sqrt(3.0 / double(columns))));
-    codes.emplace_back(rows * F::row_bytes(columns));
-    scales.emplace_back(F::scale_rows(rows) * F::scale_columns(columns));
-    const block_scaled_matrix<F, D> m(codes.back().data(), scales.back().data(), rows, columns);
-    quantise<F, bf16, D>::forward(p, {wide.as(rows, columns)}, {m});
-    p.synchronise();
-    return m;
-  }
-  block_scaled_stack<const F, D> take(std::int64_t count, std::int64_t rows, std::int64_t columns) {
-    buffer<block_scaled_matrix<const F, D>> table(count);
-    for (auto& m : table) m = take(rows, columns);
-    tables.push_back(to_device(p.stream(), table));
-    block_scaled_stack<const F, D> stack;
-    stack.matrices = tables.back().data();
-    stack.extent[0] = count, stack.extent[1] = rows, stack.extent[2] = columns;
-    return stack;
-  }
-};
-
 void bench_moe_released(const exec::cuda& p) {
   constexpr moe_config c = m.moe;
   const std::int64_t d = m.hidden_size, inner = c.moe_intermediate_size, count = c.n_routed_experts;
   pool a{p, {}};
-  narrow_pool<mxfp4> fp4{p, {}, {}, {}};
-  narrow_pool<fp8_weight> fp8{p, {}, {}, {}};
+  random_matrices<mxfp4> fp4(p);
+  random_matrices<fp8_weight> fp8(p);
   moe_parameters<bf16, numerics::v4_released, D> w;
   w.gate = a.take(count, d);
   a.all.push_back(random<bf16>(p, count, 0)), w.gate_bias = a.all.back().as(count);
-  w.experts.w1 = fp4.take(count, inner, d), w.experts.w3 = fp4.take(count, inner, d),
-  w.experts.w2 = fp4.take(count, d, inner);
-  w.shared_w1 = fp8.take(inner, d), w.shared_w3 = fp8.take(inner, d), w.shared_w2 = fp8.take(d, inner);
+  // Variance 1 / columns.
+  const float of_d = float(std::sqrt(3.0 / double(d))), of_inner = float(std::sqrt(3.0 / double(inner)));
+  w.experts.w1 = fp4.take(count, inner, d, of_d), w.experts.w3 = fp4.take(count, inner, d, of_d),
+  w.experts.w2 = fp4.take(count, d, inner, of_inner);
+  w.shared_w1 = fp8.take(inner, d, of_d), w.shared_w3 = fp8.take(inner, d, of_d),
+  w.shared_w2 = fp8.take(d, inner, of_inner);
   device_workspace work(std::size_t{2} << 30);
   for (const std::int64_t rows : {4096, 1}) {
     const auto x = random<bf16>(p, rows * d);

@@ -77,11 +77,10 @@ class randomise {
   static float size(std::int64_t columns) { return static_cast<float>(std::sqrt(3.0 / double(columns))); }
   template <class F>
   block_scaled_matrix<const F, D> narrow(std::int64_t rows, std::int64_t columns) {
-    const auto wide = random<bf16>(p_, rows * columns, size(columns));
     const block_scaled_matrix<F, D> m(
         store_.template allocate<std::uint8_t>(rows * F::row_bytes(columns)),
         store_.template allocate<e8m0>(F::scale_rows(rows) * F::scale_columns(columns)), rows, columns);
-    quantise<F, bf16, D>::forward(p_, {wide.as(rows, columns)}, {m});
+    fill_random(p_, m, size(columns));
     return m;
   }
   const exec::cuda& p_;

@@ -85,52 +85,6 @@ void bench_index_topk(const exec::cuda& p, const ceilings& c, std::int64_t rows,
            2.0 * double(rows * heads * width + entries * width));
 }
 
-/// Random matrices of format F: codes that are random bits, scales near 2^-6.
-template <class F>
-struct experts {
-  device_buffer<std::uint8_t> codes;
-  device_buffer<e8m0> scales;
-  device_buffer<block_scaled_matrix<const F, D>> table;
-  block_scaled_stack<const F, D> view;
-  experts(const exec::cuda& p, std::int64_t count, std::int64_t rows, std::int64_t columns)
-      : codes(random<std::uint8_t>(p, count * rows * F::row_bytes(columns))) {
-    const std::int64_t per = F::scale_rows(rows) * F::scale_columns(columns);
-    buffer<e8m0> s(count * per);
-    for (e8m0& v : s) v = e8m0::from_bits(121);
-    scales = to_device(p.stream(), s);
-    buffer<block_scaled_matrix<const F, D>> t(count);
-    for (std::int64_t e = 0; e < count; ++e) t[e] = matrix(e, rows, columns);
-    table = to_device(p.stream(), t);
-    view.matrices = table.data();
-    view.extent[0] = count, view.extent[1] = rows, view.extent[2] = columns;
-  }
-  /// One of them, as the host knows it.
-  block_scaled_matrix<const F, D> matrix(std::int64_t e) const {
-    return matrix(e, view.extent[1], view.extent[2]);
-  }
-
- private:
-  block_scaled_matrix<const F, D> matrix(std::int64_t e, std::int64_t rows, std::int64_t columns) const {
-    return {codes.data() + e * rows * F::row_bytes(columns),
-            scales.data() + e * F::scale_rows(rows) * F::scale_columns(columns), rows, columns};
-  }
-};
-
-/// Random FP8 inputs.
-struct activations {
-  device_buffer<std::uint8_t> codes;
-  device_buffer<e8m0> scales;
-  block_scaled_matrix<const fp8_activation, D> view;
-  activations(const exec::cuda& p, std::int64_t rows, std::int64_t columns)
-      : codes(rows * columns), scales(rows * fp8_activation::scale_columns(columns)) {
-    const auto wide = random<bf16>(p, rows * columns);
-    const block_scaled_matrix<fp8_activation, D> to(codes.data(), scales.data(), rows, columns);
-    quantise<fp8_activation, bf16, D>::forward(p, {wide.as(rows, columns)}, {to});
-    p.synchronise();
-    view = to;
-  }
-};
-
 /// Offsets of `rows` rows that are spread over `count` experts, from expert `first` on.
 device_buffer<std::int64_t> even_offsets(const exec::cuda& p, std::int64_t rows, std::int64_t count,
                                          std::int64_t first = 0) {
@@ -164,13 +118,15 @@ void bench_grouped(const exec::cuda& p, const ceilings& c, std::int64_t rows, st
         15, calls);
     c.report("grouped_linear bf16 " + shape, ms, operations, io + 2.0 * double(used * inner * columns));
   }
-  const experts<mxfp4> w(p, count, columns, inner);
-  const activations narrow_x(p, rows, inner);
+  random_matrices<mxfp4> narrow(p);
+  random_matrices<fp8_activation> narrow_inputs(p);
+  const auto w = narrow.take(count, columns, inner);
+  const auto narrow_x = narrow_inputs.take(rows, inner);
   const auto stored = [&]<class X>(const storage_matrix<const X, D>& in, const char* name, double x_bytes) {
     const double ms = milliseconds(
         p,
         [&](int i) {
-          grouped_linear<bf16, D, mxfp4, X>::forward(p, {in, offsets[i].as(count + 1), w.view},
+          grouped_linear<bf16, D, mxfp4, X>::forward(p, {in, offsets[i].as(count + 1), w},
                                                      {y.as(rows, columns)});
         },
         15, calls);
@@ -179,7 +135,7 @@ void bench_grouped(const exec::cuda& p, const ceilings& c, std::int64_t rows, st
                  0.53125 * double(used * inner * columns));
   };
   stored.template operator()<bf16>(x.as(rows, inner), "grouped_linear mxfp4, x bf16 ", 2);
-  stored.template operator()<fp8_activation>(narrow_x.view, "grouped_linear mxfp4, x fp8 ", 1);
+  stored.template operator()<fp8_activation>(narrow_x, "grouped_linear mxfp4, x fp8 ", 1);
 }
 
 /// dx and dweight apart: each reads or writes all experts' matrices once, dweight reads and writes its own.
@@ -208,8 +164,8 @@ void bench_grouped_backward(const exec::cuda& p, const ceilings& c, std::int64_t
   c.report("grouped_linear dx added " + shape, dx_of(weight, true), operations,
            io + matrices + 2.0 * double(rows * inner));
   {
-    const experts<mxfp4> narrow(p, count, columns, inner);
-    c.report("grouped_linear dx mxfp4 " + shape, dx_of(narrow.view, false), operations,
+    random_matrices<mxfp4> narrow(p);
+    c.report("grouped_linear dx mxfp4 " + shape, dx_of(narrow.take(count, columns, inner), false), operations,
              io + 0.265625 * matrices);
   }
   auto dweight = random<bf16>(p, count * columns * inner);
@@ -245,20 +201,22 @@ void bench_linear(const exec::cuda& p, const ceilings& c, std::int64_t rows, std
       },
       15, calls);
   c.report("linear bf16 (own) " + shape, ms, operations, io + 2.0 * double(inner * columns));
-  const experts<fp8_weight> narrow(p, calls, columns, inner);
+  random_matrices<fp8_weight> weights(p);
+  std::vector<block_scaled_matrix<const fp8_weight, D>> narrow;
+  for (int i = 0; i < calls; ++i) narrow.push_back(weights.take(columns, inner));
   ms = milliseconds(
       p,
       [&](int i) {
-        linear<bf16, D, fp8_weight>::forward(p, {x.as(rows, inner), narrow.matrix(i)}, {y.as(rows, columns)});
+        linear<bf16, D, fp8_weight>::forward(p, {x.as(rows, inner), narrow[i]}, {y.as(rows, columns)});
       },
       15, calls);
   c.report("linear fp8 weight, x bf16 " + shape, ms, operations, io + double(inner * columns));
-  const activations narrow_x(p, rows, inner);
+  random_matrices<fp8_activation> inputs(p);
+  const auto narrow_x = inputs.take(rows, inner);
   ms = milliseconds(
       p,
       [&](int i) {
-        linear<bf16, D, fp8_weight, fp8_activation>::forward(p, {narrow_x.view, narrow.matrix(i)},
-                                                             {y.as(rows, columns)});
+        linear<bf16, D, fp8_weight, fp8_activation>::forward(p, {narrow_x, narrow[i]}, {y.as(rows, columns)});
       },
       15, calls);
   c.report("linear fp8 weight, x fp8 " + shape, ms, operations,

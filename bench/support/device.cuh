@@ -39,6 +39,44 @@ device_buffer<T> random(const exec::cuda& p, std::int64_t count, float size = 1)
   return b;
 }
 
+/// Random numbers in [-size, size), as format F rounds them.
+template <class F>
+void fill_random(const exec::cuda& p, const block_scaled_matrix<F, D>& to, float size = 1) {
+  const auto wide = random<bf16>(p, to.extent[0] * to.extent[1], size);
+  quantise<F, bf16, D>::forward(p, {wide.as(to.extent[0], to.extent[1])}, {to});
+  p.synchronise();
+}
+
+/// Random matrices and stacks of format F, which live as long as this.
+template <class F>
+class random_matrices {
+ public:
+  explicit random_matrices(const exec::cuda& p) : p_(p) {}
+  block_scaled_matrix<const F, D> take(std::int64_t rows, std::int64_t columns, float size = 1) {
+    codes_.emplace_back(rows * F::row_bytes(columns));
+    scales_.emplace_back(F::scale_rows(rows) * F::scale_columns(columns));
+    const block_scaled_matrix<F, D> m(codes_.back().data(), scales_.back().data(), rows, columns);
+    fill_random(p_, m, size);
+    return m;
+  }
+  block_scaled_stack<const F, D> take(std::int64_t count, std::int64_t rows, std::int64_t columns,
+                                      float size = 1) {
+    buffer<block_scaled_matrix<const F, D>> table(count);
+    for (auto& m : table) m = take(rows, columns, size);
+    tables_.push_back(to_device(p_.stream(), table));
+    block_scaled_stack<const F, D> stack;
+    stack.matrices = tables_.back().data();
+    stack.extent[0] = count, stack.extent[1] = rows, stack.extent[2] = columns;
+    return stack;
+  }
+
+ private:
+  const exec::cuda& p_;
+  std::vector<device_buffer<std::uint8_t>> codes_;
+  std::vector<device_buffer<e8m0>> scales_;
+  std::vector<device_buffer<block_scaled_matrix<const F, D>>> tables_;
+};
+
 /// What run() queues, as a graph.
 template <class Run>
 cudaGraph_t captured(const exec::cuda& p, const Run& run) {
