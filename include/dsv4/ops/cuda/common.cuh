@@ -121,4 +121,17 @@ __device__ __forceinline__ void multiply_16x8(float (&c)[4], std::uint32_t a0, s
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// The same with E4M3, 32 channels: a0 of row g, a1 of row g + 8 and b0 have channels 4 l to 4 l + 3 of lane
+/// 4 g + l, a2, a3 and b1 those 16 further.
+__device__ __forceinline__ void multiply_16x8_e4m3(float (&c)[4], std::uint32_t a0, std::uint32_t a1,
+                                                   std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                                                   std::uint32_t b1) {
+#if __CUDA_ARCH__ >= 890
+  asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#endif
+}
+
 }  // namespace dsv4::detail

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Small formats to bf16, eight and more at a time: their bits are a bf16's, but for its exponent's offset.
+/// E2M1 to E4M3, four at a time, by tables.
 #pragma once
 
 #include <dsv4/numeric/block_scaled.hpp>
@@ -76,5 +77,45 @@ __device__ __forceinline__ void decode_16(const uint4& codes, e8m0 scale,
     }
   }
 }
+
+/// 2^e, e >= -149.
+__device__ __forceinline__ float power_of_two(int e) {
+  return __uint_as_float(e >= -126 ? static_cast<unsigned>(e + 127) << 23 : 1u << (149 + e));
+}
+
+/// The magnitudes 0, 1/2, ..., 6 as E4M3, times 2^(6 + scale - top), four in either word.
+struct e2m1_as_e4m3 {
+  static constexpr int room = 12;  ///< 0 <= top - scale < room: 6 is 384 at most, a half 2^-6 at least
+  std::uint32_t low, high;
+
+  /// For scale 0, as bits that wrap around, of a row whose highest is `top`.
+  static __device__ __forceinline__ e2m1_as_e4m3 below(int top) {
+    return {0x6C686000u - static_cast<unsigned>(top) * 0x08080800u,
+            0x7C787470u - static_cast<unsigned>(top) * 0x08080808u};
+  }
+  __device__ __forceinline__ e2m1_as_e4m3 at(int scale) const {
+    return {low + static_cast<unsigned>(scale) * 0x08080800u,
+            high + static_cast<unsigned>(scale) * 0x08080808u};
+  }
+  /// In pass `pass` over scales of which `top` is the highest: zeros where another pass has them, NaN once.
+  static __device__ __forceinline__ e2m1_as_e4m3 in_pass(int scale, int top, int pass) {
+    const int distance = top - room * pass - scale;
+    if (scale == 0xFF) return pass == 0 ? e2m1_as_e4m3{0x7F7F7F7Fu, 0x7F7F7F7Fu} : e2m1_as_e4m3{0, 0};
+    return distance < 0 || distance >= room ? e2m1_as_e4m3{0, 0} : below(distance);
+  }
+  /// Four codes, with the other sign. `signs` is 0x40404040, twice 0x40 being 0x80 where the sign bit, which
+  /// makes prmt repeat the chosen byte's highest bit instead, is not set.
+  __device__ __forceinline__ std::uint32_t operator()(std::uint32_t four, std::uint32_t signs) const {
+    return choose(low, high, four & 0x7777u) + 2 * choose(signs, signs, four);
+  }
+
+ private:
+  static __device__ __forceinline__ std::uint32_t choose(std::uint32_t a, std::uint32_t b,
+                                                         std::uint32_t selector) {
+    std::uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
+    return r;
+  }
+};
 
 }  // namespace dsv4::detail

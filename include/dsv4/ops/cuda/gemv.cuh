@@ -6,7 +6,7 @@
 #include <dsv4/ops/cuda/common.cuh>
 #include <dsv4/ops/cuda/decode.cuh>
 #include <dsv4/ops/cuda/gemm_problem.cuh>
-#include <dsv4/ops/cuda/loose_pairs.cuh>
+#include <dsv4/ops/cuda/gemv_steps.cuh>
 #include <dsv4/ops/cuda/sm90.cuh>
 #include <dsv4/ops/cuda/swiglu.cuh>
 
@@ -18,9 +18,6 @@
 
 namespace dsv4::detail {
 
-/// Warps of a block; rows of weights that a warp reads at a time, one for each half of the matrix unit's
-/// first operand; and how many such reads are on their way to shared memory.
-inline constexpr int gemv_warps = 8, gemv_outputs = 2, gemv_stages = 4;
 /// Blocks per multiprocessor, as measured.
 template <int Rows, bool Packed>
 inline constexpr int gemv_blocks = Rows > 1 ? 2 : 4 - Packed;
@@ -107,10 +104,8 @@ struct gemv_columns {
 /// `Rows` at a time. Without offsets a slot is `Rows` rows, and blockIdx.z the group.
 ///
 /// A warp reads 512 bytes of a column's weights at once, a piece per lane, and has the next reads, of its
-/// next columns too, on their way. Lane 4 g + l is row g, and for a second column row g + 8, of the matrix
-/// unit's first operand, and its piece of x column g of the second: the diagonal of the product is what each
-/// four lanes' pieces sum up to, and nobody needs the rest. `splits` warps share a column's weights where
-/// columns are few; their sums are added in order.
+/// next columns too, on their way. `splits` warps share a column's weights where columns are few; their sums
+/// are added in order.
 template <class T, class XView, class WView, int Rows, class Second>
 __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_storage<WView>>)
     gemv_kernel(gemm_problem<T, XView, WView> p, Second second, bool slots_are_groups, int splits) {
@@ -118,8 +113,7 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
   constexpr int outputs = gemv_outputs, stages = gemv_stages;
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ float sums[2][gemv_warps][Rows][outputs];
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4,
-            l = lane % 4;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const std::int64_t slot = blockIdx.y;
   std::int64_t begin = 0, end = 0;  // the rows of this block
   int group = static_cast<int>(blockIdx.z);
@@ -143,11 +137,10 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
   if constexpr (requires { x.stride; }) x.data += group * p.x_batch;
   const gemv_columns<T, XView, WView, Second> columns{p, second, group};
   using W = typename decltype(columns)::W;
-  using X = loose_pairs<typename view_storage<XView>::type>;
-  constexpr int eighths = W::count / 8;
   const int inner = static_cast<int>(x.extent[1]), pieces = inner / W::count;
-  uint4* const shared_x = reinterpret_cast<uint4*>(memory);  // (Rows, eighths, pieces)
-  uint4* const ring = shared_x + Rows * eighths * pieces + warp * (stages * outputs * 32) + lane;
+  uint4* const ring = reinterpret_cast<uint4*>(memory + Rows * inner * static_cast<int>(sizeof(bf16))) +
+                      warp * (stages * outputs * 32) + lane;
+  gemv_arithmetic<T, XView, W, Rows> products(memory, inner, pieces);
   // This warp's part of every column, and its units.
   const int each = (pieces + 32 * splits - 1) / (32 * splits) * 32, first_piece = warp % splits * each;
   const int stride = static_cast<int>(gridDim.x) * gemv_warps / splits,
@@ -176,57 +169,20 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
     };
     ask(0, 0);  // on its way while x is brought
     if (row > begin) __syncthreads();
-    for (int i = thread; i < Rows * (inner / X::count); i += 32 * gemv_warps) {
-      const int r = i / (inner / X::count), at = i % (inner / X::count);
-      std::uint32_t out[X::count / 2] = {};
-      if (r < rows) load_piece(x, row + r, at, out);
-#pragma unroll
-      for (int j = 0; j < X::count / 8; ++j) {
-        const int eighth = at * (X::count / 8) + j;
-        std::uint32_t pair[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const auto half = [](int element) { return element % 2 == 0 ? 0x10u : 0x32u; };
-          pair[k] = __byte_perm(out[4 * j + W::first(k) / 2], out[4 * j + W::second(k) / 2],
-                                half(W::first(k)) | (half(W::second(k)) + 0x44u) << 8);
-        }
-        shared_x[(r * eighths + eighth % eighths) * pieces + eighth / eighths] =
-            make_uint4(pair[0], pair[1], pair[2], pair[3]);
-      }
-    }
+    products.bring(x, row, rows, inner, thread);
 #pragma unroll
     for (int s = 1; s < stages; ++s) ask(s, s);
     __syncthreads();
 
-    float c[Rows][4] = {};
+    products.clear();
     int buffer = 0;
     for (int base = 0; base < steps; base += stages) {
 #pragma unroll
       for (int s = 0; s < stages; ++s) {
         if (base + s >= steps) break;
         wait_for_copy_groups<stages - 1>();
-        const int at = first_piece + piece + lane;
-        const uint4 first = ring[s * outputs * 32], second_row = ring[(s * outputs + 1) * 32];
-        // Beyond the last piece lies what may be NaN.
-        const typename W::scale s0(scale[s][0], at < pieces), s1(scale[s][1], at < pieces);
-        const auto multiply = [&](bool in_two_steps) {
-#pragma unroll
-          for (int part = 0; part < eighths; ++part) {
-            std::uint32_t a0[4], a1[4];
-            W::decode(first, part, s0, in_two_steps, a0);
-            W::decode(second_row, part, s1, in_two_steps, a1);
-#pragma unroll
-            for (int r = 0; r < Rows; ++r) {
-              const uint4 b = shared_x[(r * eighths + part) * pieces + min(at, pieces - 1)];
-              multiply_16x8(c[r], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-              multiply_16x8(c[r], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-            }
-          }
-        };
-        if (__any_sync(0xFFFFFFFFu, s0.in_two_steps() || s1.in_two_steps()))
-          multiply(true);
-        else
-          multiply(false);  // code of its own, without the second steps
+        const uint4 weights[] = {ring[s * outputs * 32], ring[(s * outputs + 1) * 32]};
+        products.step(weights, scale[s], first_piece + piece + lane);
         ask(s, base + s + stages);
         piece += 32;
         if (piece < each) continue;
@@ -235,10 +191,8 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
         for (int r = 0; r < Rows; ++r) {
           float value[outputs];
 #pragma unroll
-          for (int o = 0; o < outputs; ++o) {
-            const float own = g % 2 == 0 ? c[r][2 * o] : c[r][2 * o + 1];
-            value[o] = warp_sum(l == g / 2 ? own : 0.0f);
-          }
+          for (int o = 0; o < outputs; ++o)
+            value[o] = warp_sum(lane % 4 == lane / 8 ? products.sum(r, o) : 0.0f);
           if (splits == 1) {
             if (lane == 0 && r < rows) columns.store(unit, row + r, value);
           } else if (lane == 0) {
@@ -258,10 +212,7 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
           }
           buffer ^= 1;  // the barrier of the next unit comes before this one is written again
         }
-#pragma unroll
-        for (int r = 0; r < Rows; ++r)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) c[r][i] = 0;
+        products.clear();
         piece = 0, unit += stride;
       }
     }

@@ -130,11 +130,20 @@ __device__ __forceinline__ void load_piece(const M& m, std::int64_t r, int piece
   }
 }
 
+/// A piece of 16 codes of row r, and their scale.
+struct fp8_piece {
+  uint4 codes;
+  e8m0 scale;
+};
+template <class M>
+__device__ __forceinline__ fp8_piece load_codes(const M& m, std::int64_t r, int piece) {
+  return {reinterpret_cast<const uint4*>(m.row(r))[piece],
+          m.row_scales(r)[piece * 16 / M::format::block_columns]};
+}
 /// The same of rows that are rounded now, with the codes of quantise_rows_kernel: blocks of 128 elements are
 /// those of eight threads side by side, which come here together.
 template <class F>
-__device__ __forceinline__ void load_piece(const rounded_rows<F>& m, std::int64_t r, int piece,
-                                           std::uint32_t (&out)[8]) {
+__device__ __forceinline__ fp8_piece load_codes(const rounded_rows<F>& m, std::int64_t r, int piece) {
   static_assert(std::is_same_v<F, fp8_activation>);
   const uint4* const from = reinterpret_cast<const uint4*>(m.data + r * m.stride[0]) + 2 * piece;
   const uint4 half[2] = {from[0], from[1]};
@@ -152,7 +161,6 @@ __device__ __forceinline__ void load_piece(const rounded_rows<F>& m, std::int64_
     amax = larger_magnitude(amax, __shfl_xor_sync(together, amax, step));
   const e8m0 scale = device_scale<F>(static_cast<double>(amax));
   const float inverse = 1 / static_cast<float>(scale);  // a power of two: products with it are quotients
-  uint4 codes;
   const auto encode = [&](int i) {
     std::uint32_t four = 0;
 #pragma unroll
@@ -162,8 +170,13 @@ __device__ __forceinline__ void load_piece(const rounded_rows<F>& m, std::int64_
               << 8 * j;
     return four;
   };
-  codes.x = encode(0), codes.y = encode(4), codes.z = encode(8), codes.w = encode(12);
-  decode_16<F>(codes, scale, out);
+  return {make_uint4(encode(0), encode(4), encode(8), encode(12)), scale};
+}
+template <class F>
+__device__ __forceinline__ void load_piece(const rounded_rows<F>& m, std::int64_t r, int piece,
+                                           std::uint32_t (&out)[8]) {
+  const fp8_piece p = load_codes(m, r, piece);
+  decode_16<F>(p.codes, p.scale, out);
 }
 
 }  // namespace dsv4::detail

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+/// What a warp computes of products with few rows whenever 512 bytes of either of two rows of weights have
+/// come. A lane has 16 of them. Lane 4 g + l is row g, and for a second column row g + 8, of the matrix
+/// unit's first operand, and its piece of x column g of the second: the diagonal of the product is what each
+/// four lanes' pieces sum up to, and nobody needs the rest.
+#pragma once
+
+#include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/decode.cuh>
+#include <dsv4/ops/cuda/loose_pairs.cuh>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace dsv4::detail {
+
+/// Warps of a block; rows of weights that a warp reads at a time, one for each half of the matrix unit's
+/// first operand; and how many such reads are on their way to shared memory.
+inline constexpr int gemv_warps = 8, gemv_outputs = 2, gemv_stages = 4;
+
+/// In bf16, with `Rows` rows of x that lie in shared memory as pairs.
+template <class W, int Rows>
+struct gemv_pairs {
+  static constexpr int eighths = W::count / 8;
+  uint4* x;  // (Rows, eighths, pieces)
+  int pieces;
+  float c[Rows][4] = {};
+
+  __device__ gemv_pairs(unsigned char* memory, int, int pieces_)
+      : x(reinterpret_cast<uint4*>(memory)), pieces(pieces_) {}
+  template <class M>
+  __device__ __forceinline__ void bring(const M& m, std::int64_t row, int rows, int inner, int thread) {
+    using X = loose_pairs<typename view_storage<M>::type>;
+    for (int i = thread; i < Rows * (inner / X::count); i += 32 * gemv_warps) {
+      const int r = i / (inner / X::count), at = i % (inner / X::count);
+      std::uint32_t out[X::count / 2] = {};
+      if (r < rows) load_piece(m, row + r, at, out);
+#pragma unroll
+      for (int j = 0; j < X::count / 8; ++j) {
+        const int eighth = at * (X::count / 8) + j;
+        std::uint32_t pair[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const auto half = [](int element) { return element % 2 == 0 ? 0x10u : 0x32u; };
+          pair[k] = __byte_perm(out[4 * j + W::first(k) / 2], out[4 * j + W::second(k) / 2],
+                                half(W::first(k)) | (half(W::second(k)) + 0x44u) << 8);
+        }
+        x[(r * eighths + eighth % eighths) * pieces + eighth / eighths] =
+            make_uint4(pair[0], pair[1], pair[2], pair[3]);
+      }
+    }
+  }
+  __device__ __forceinline__ void step(const uint4 (&weights)[gemv_outputs],
+                                       const typename W::stored_scale (&scale)[gemv_outputs], int at) {
+    // Beyond the last piece lies what may be NaN.
+    const typename W::scale s0(scale[0], at < pieces), s1(scale[1], at < pieces);
+    const auto multiply = [&](bool in_two_steps) {
+#pragma unroll
+      for (int part = 0; part < eighths; ++part) {
+        std::uint32_t a0[4], a1[4];
+        W::decode(weights[0], part, s0, in_two_steps, a0);
+        W::decode(weights[1], part, s1, in_two_steps, a1);
+#pragma unroll
+        for (int r = 0; r < Rows; ++r) {
+          const uint4 b = x[(r * eighths + part) * pieces + min(at, pieces - 1)];
+          multiply_16x8(c[r], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+          multiply_16x8(c[r], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+        }
+      }
+    };
+    if (__any_sync(0xFFFFFFFFu, s0.in_two_steps() || s1.in_two_steps()))
+      multiply(true);
+    else
+      multiply(false);  // code of its own, without the second steps
+  }
+  /// Column o of row r, where l == g / 2.
+  __device__ __forceinline__ float sum(int r, int o) const {
+    return threadIdx.x / 4 % 2 == 0 ? c[r][2 * o] : c[r][2 * o + 1];
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[r][i] = 0;
+  }
+};
+
+/// In FP8, x as codes and scales: FP8 weights go to the matrix unit as they are stored, MXFP4 weights as
+/// E4M3. What four lanes sum up, 64 or 128 channels, leaves it to be scaled and added in float.
+template <class F, int Rows>
+struct gemv_codes {
+  static constexpr int count = codes_per_16<F>, halves = count / 16;
+  static constexpr int block = fp8_activation::block_columns;
+  uint4* x;  // (Rows, halves, pieces)
+  float* x_scale;
+  int pieces, blocks;
+  std::uint32_t* signs;
+  float c[Rows][gemv_outputs] = {};
+
+  __device__ gemv_codes(unsigned char* memory, int inner, int pieces_)
+      : x(reinterpret_cast<uint4*>(memory)),
+        x_scale(reinterpret_cast<float*>(memory + Rows * inner)),
+        pieces(pieces_),
+        blocks((inner + block - 1) / block) {
+    __shared__ std::uint32_t shared_signs;
+    signs = &shared_signs;
+    if (threadIdx.x == 0) shared_signs = 0x40404040u;  // see e2m1_as_e4m3
+  }
+  template <class M>
+  __device__ __forceinline__ void bring(const M& m, std::int64_t row, int rows, int inner, int thread) {
+    for (int i = thread; i < Rows * (inner / 16); i += 32 * gemv_warps) {
+      const int r = i / (inner / 16), at = i % (inner / 16);
+      fp8_piece piece{};
+      if (r < rows) piece = load_codes(m, row + r, at);
+      x[(r * halves + at % halves) * pieces + at / halves] = piece.codes;
+      if (at % (block / 16) == 0) x_scale[r * blocks + at / (block / 16)] = static_cast<float>(piece.scale);
+    }
+  }
+  __device__ __forceinline__ void step(const uint4 (&weights)[gemv_outputs],
+                                       const e8m0 (&scale)[gemv_outputs], int at) {
+    const bool valid = at < pieces;  // beyond lies what may be NaN
+    const uint4 nothing{};
+    const uint4 bits[] = {valid ? weights[0] : nothing, valid ? weights[1] : nothing};
+    at = min(at, pieces - 1);
+    if constexpr (F::packed) {
+      int own[gemv_outputs], top[gemv_outputs], passes = 0;
+#pragma unroll
+      for (int o = 0; o < gemv_outputs; ++o) {
+        own[o] = scale[o].bits;
+        top[o] = valid ? own[o] : 0;
+        top[o] = max(top[o], __shfl_xor_sync(0xFFFFFFFFu, top[o], 1));
+        top[o] = max(top[o], __shfl_xor_sync(0xFFFFFFFFu, top[o], 2));
+        if (!valid) own[o] = top[o];
+        if (own[o] == 0xFF || top[o] - own[o] >= e2m1_as_e4m3::room)
+          passes = max(passes, (top[o] - own[o]) / e2m1_as_e4m3::room + 1);
+      }
+      if (__any_sync(0xFFFFFFFFu, passes > 0)) {
+        passes = __reduce_max_sync(0xFFFFFFFFu, passes);
+        for (int pass = 0; pass < passes; ++pass) {
+          const int below = e2m1_as_e4m3::room * pass;
+          add(bits,
+              {e2m1_as_e4m3::in_pass(own[0], top[0], pass), e2m1_as_e4m3::in_pass(own[1], top[1], pass)},
+              {top[0] - below, top[1] - below}, at);
+        }
+      } else {
+        add(bits, {e2m1_as_e4m3::below(top[0]).at(own[0]), e2m1_as_e4m3::below(top[1]).at(own[1])}, top, at);
+      }
+    } else {
+      const float w[] = {static_cast<float>(scale[0]), static_cast<float>(scale[1])};
+      const std::uint32_t a0[] = {bits[0].x, bits[0].y, bits[0].z, bits[0].w},
+                          a1[] = {bits[1].x, bits[1].y, bits[1].z, bits[1].w};
+#pragma unroll
+      for (int r = 0; r < Rows; ++r) {
+        float part[4] = {};
+        const uint4 b = x[r * pieces + at];
+        multiply_16x8_e4m3(part, a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+        multiply_16x8_e4m3(part, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+        add_diagonal(r, part, w, at);
+      }
+    }
+  }
+  /// Column o of row r, where l == g / 2.
+  __device__ __forceinline__ float sum(int r, int o) const { return c[r][o]; }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+#pragma unroll
+      for (int o = 0; o < gemv_outputs; ++o) c[r][o] = 0;
+  }
+
+ private:
+  /// MXFP4 by tables for scales up to `top`.
+  __device__ __forceinline__ void add(const uint4 (&bits)[gemv_outputs],
+                                      const e2m1_as_e4m3 (&table)[gemv_outputs],
+                                      const int (&top)[gemv_outputs], int at) {
+    // Weights have the other sign.
+    const float w[] = {-power_of_two(top[0] - 127 - 6), -power_of_two(top[1] - 127 - 6)};
+    const std::uint32_t sign = *signs;
+    float part[Rows][4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto word = [&](int o) {
+        const uint4& v = bits[o];
+        return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+      };
+      const std::uint32_t w0 = word(0), w1 = word(1);
+      const std::uint32_t a[] = {table[0](w0, sign), table[1](w1, sign), table[0](w0 >> 16, sign),
+                                 table[1](w1 >> 16, sign)};
+#pragma unroll
+      for (int r = 0; r < Rows; ++r) {
+        const uint4 b = x[(r * halves + i / 2) * pieces + at];
+        multiply_16x8_e4m3(part[r], a[0], a[1], a[2], a[3], i % 2 == 0 ? b.x : b.z, i % 2 == 0 ? b.y : b.w);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) add_diagonal(r, part[r], w, at);
+  }
+  /// The scales' product may leave float's range where the result does not.
+  __device__ __forceinline__ void add_diagonal(int r, const float (&part)[4], const float (&w)[gemv_outputs],
+                                               int at) {
+    const float s = x_scale[r * blocks + at * count / block];
+#pragma unroll
+    for (int o = 0; o < gemv_outputs; ++o) {
+      const float own = threadIdx.x / 4 % 2 == 0 ? part[2 * o] : part[2 * o + 1], scale = s * w[o];
+      const bool normal = fabsf(scale) >= 0x1p-126f && fabsf(scale) < infinity<float>;
+      c[r][o] += normal ? own * scale : own * s * w[o];
+    }
+  }
+};
+
+/// How products of weights W with rows of x are made. FP8 matrix units, which came with sm_89, do not keep
+/// what float results would show.
+template <class T, class XView, class W, int Rows>
+struct gemv_arithmetic_of {
+  using type = gemv_pairs<W, Rows>;
+};
+#if __CUDA_ARCH__ >= 890
+template <class XView, block_format F, int Rows>
+requires(std::is_same_v<typename view_storage<XView>::type, fp8_activation> &&
+         (std::is_same_v<F, fp8_weight> ||
+          std::is_same_v<F, mxfp4>)) struct gemv_arithmetic_of<bf16, XView, loose_pairs<F>, Rows> {
+  using type = gemv_codes<F, Rows>;
+};
+#endif
+template <class T, class XView, class W, int Rows>
+using gemv_arithmetic = typename gemv_arithmetic_of<T, XView, W, Rows>::type;
+
+}  // namespace dsv4::detail
