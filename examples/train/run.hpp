@@ -86,6 +86,18 @@ inline dsv4::learning_rate_schedule schedule_of(const options& o, std::int64_t s
           steps - static_cast<std::int64_t>(o.decay * double(steps))};
 }
 
+/// What was trained is what the products read.
+template <dsv4::model_config C, dsv4::numerics_config Q, dsv4::policy P>
+void save_model(const P& p, const std::filesystem::path& file, dsv4::parameter_store<C, float>& weights) {
+  if constexpr (dsv4::storage_types<float, Q>::plain) {
+    dsv4::io::save_parameters(file, weights);
+  } else {
+    dsv4::parameter_store<C, float, Q> rounded;
+    dsv4::quantise_parameters(p, weights, rounded);
+    dsv4::io::save_parameters(file, rounded);
+  }
+}
+
 template <dsv4::model_config C, dsv4::numerics_config Q, dsv4::policy P>
 int train(const P& p, const options& o) {
   using namespace dsv4;
@@ -157,13 +169,9 @@ int train(const P& p, const options& o) {
   if constexpr (S == space::device) {
     parameter_store<C, float> weights;
     download_parameters(p, run.weights(), weights);
-    io::save_parameters(file, weights);
-  } else if constexpr (storage_types<float, Q>::plain) {
-    io::save_parameters(file, run.weights());
-  } else {  // what was trained is what the products read
-    parameter_store<C, float, Q> rounded;
-    quantise_parameters(p, run.weights(), rounded);
-    io::save_parameters(file, rounded);
+    save_model<C, Q>(exec::reference{}, file, weights);
+  } else {
+    save_model<C, Q>(p, file, run.weights());
   }
   std::ofstream config(o.out / "config.json");
   config << io::config_to_json<C>() << '\n';
@@ -177,12 +185,7 @@ template <dsv4::model_config C, dsv4::policy P>
 int train_residual(const P& p, const options& o) {
   using namespace dsv4;
   if (o.residual == "plain") return train<plain_residual<C>(), numerics::float32>(p, o);
-  if (o.numerics == "v4_released") {
-    if constexpr (P::memory == space::host)
-      return train<C, numerics::v4_released>(p, o);
-    else
-      throw contract_error("dsv4-train", "--numerics with --device cuda", "float32", o.numerics);
-  }
+  if (o.numerics == "v4_released") return train<C, numerics::v4_released>(p, o);
   return train<C, numerics::float32>(p, o);
 }
 

@@ -46,10 +46,31 @@ void check() {
       }
 }
 
+template <class T>
+void check_bf16() {
+  for (const std::int64_t count : {0, 1, 33, 5000}) {
+    auto x = wild<T>(count, false);
+    auto y = poison<bf16>(count);
+    round_to_bf16<T, bf16>::forward(exec::reference{}, {x.h(count)}, {y.h(count)});
+    const auto got =
+        run_twice(y, [&] { round_to_bf16<T, bf16, D>::forward(gpu(), {x.d(count)}, {y.d(count)}); });
+    CHECK(same_bytes(got, y.host));
+    auto finite = wild<T>(count, true);  // and in place
+    round_to_bf16<T, T>::forward(exec::reference{}, {finite.h(count)}, {finite.h(count)});
+    round_to_bf16<T, T, D>::forward(gpu(), {finite.d(count)}, {finite.d(count)});
+    CHECK(same_bytes(finite.fetch(), finite.host));
+  }
+}
+
 }  // namespace
 
 TEMPLATE_TEST_CASE("quantise, dequantise, round_trip: cuda gives the reference's bits", "", fp8_weight,
                    fp8_activation, fp8_kv, mxfp4, mxfp4_ocp) {
   check<TestType, float>();
   check<TestType, double>();
+}
+
+TEST_CASE("round_to_bf16: cuda gives the reference's bits") {
+  check_bf16<float>();
+  check_bf16<double>();
 }

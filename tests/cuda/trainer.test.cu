@@ -34,10 +34,10 @@ constexpr model_config tiny = [] {
   return c;
 }();
 
-template <class T, recompute_policy R = recompute::nothing>
-using host_trainer = trainer<tiny, T, numerics::float32, R>;
-template <class T, recompute_policy R = recompute::nothing>
-using device_trainer = trainer<tiny, T, numerics::float32, R, D>;
+template <class T, recompute_policy R = recompute::nothing, numerics_config Q = numerics::float32>
+using host_trainer = trainer<tiny, T, Q, R>;
+template <class T, recompute_policy R = recompute::nothing, numerics_config Q = numerics::float32>
+using device_trainer = trainer<tiny, T, Q, R, D>;
 
 std::string sentence() {
   std::string text;
@@ -61,20 +61,20 @@ trainer_options quick() {
   return o;
 }
 
-template <class T, recompute_policy R>
-void begin(device_trainer<T, R>& run, T first_of_head = 0) {
+template <class T, recompute_policy R, numerics_config Q>
+void begin(device_trainer<T, R, Q>& run, T first_of_head = 0) {
   parameter_store<tiny, T> start;
   initialise_for_training(start);
   if (first_of_head != 0) start.views().head(0, 0) = first_of_head;
   upload_parameters(gpu(), start, run.weights());
 }
-template <class T, recompute_policy R>
-void begin(host_trainer<T, R>& run) {
+template <class T, recompute_policy R, numerics_config Q>
+void begin(host_trainer<T, R, Q>& run) {
   initialise_for_training(run.weights());
 }
 
-template <class T, recompute_policy R>
-buffer<T> all_weights(device_trainer<T, R>& run) {
+template <class T, recompute_policy R, numerics_config Q>
+buffer<T> all_weights(device_trainer<T, R, Q>& run) {
   parameter_store<tiny, T> copy;
   download_parameters(gpu(), run.weights(), copy);
   buffer<T> all(copy.reals().extent[0]);
@@ -82,66 +82,52 @@ buffer<T> all_weights(device_trainer<T, R>& run) {
   return all;
 }
 
-/// The largest relative difference of the losses of `steps` steps, and of what is held out after them.
-template <class T, recompute_policy R>
-double difference_of_runs(const trainer_options& options, int steps) {
+/// The largest relative differences of the losses of `steps` steps, and of what is held out after them.
+struct differences {
+  double losses = 0, indexer = 0;
+  bool within(double limit) const { return losses <= limit && indexer <= limit; }
+};
+template <class T, recompute_policy R, numerics_config Q = numerics::float32>
+differences differences_of_runs(const trainer_options& options, int steps) {
   const std::string text = sentence();
   const auto data = dataset(text);
-  host_trainer<T> reference(options);
-  device_trainer<T, R> run(options);
+  host_trainer<T, recompute::nothing, Q> reference(options);
+  device_trainer<T, R, Q> run(options);
   begin(reference), begin(run);
-  double worst = 0;
-  const auto compare = [&](const char* what, double got, double want) {
+  differences worst;
+  const auto compare = [&](const char* what, double got, double want, double& so_far) {
     INFO(what << " of step " << run.steps() << ": " << got << " and " << want);
     CHECK(std::isfinite(got));
-    worst = std::max(worst, std::abs(got - want) / (1e-3 + std::abs(want)));
+    so_far = std::max(so_far, std::abs(got - want) / (1e-3 + std::abs(want)));
   };
   for (int i = 0; i < steps; ++i) {
     const auto want = reference.step(exec::reference{}, host_work(), data);
     const auto got = run.step(gpu(), work(), data);
-    compare("loss", got.loss, want.loss);
-    compare("second loss", got.mtp_loss, want.mtp_loss);
-    compare("indexer loss", got.indexer_loss, want.indexer_loss);
-    compare("norm", got.gradient_norm, want.gradient_norm);
+    compare("loss", got.loss, want.loss, worst.losses);
+    compare("second loss", got.mtp_loss, want.mtp_loss, worst.losses);
+    compare("indexer loss", got.indexer_loss, want.indexer_loss, worst.indexer);
+    compare("norm", got.gradient_norm, want.gradient_norm, worst.losses);
     CHECK(got.targets == want.targets);
     CHECK(got.skipped == want.skipped);
     if (std::is_same_v<T, double>) CHECK(got.max_over_mean_load == want.max_over_mean_load);
   }
   compare("held out", run.evaluate(gpu(), work(), data, data_split::held_out, 100),
-          reference.evaluate(exec::reference{}, host_work(), data, data_split::held_out, 100));
-  std::printf("largest relative difference after %d steps: %.3g\n", steps, worst);
+          reference.evaluate(exec::reference{}, host_work(), data, data_split::held_out, 100), worst.losses);
+  std::printf("largest relative differences of %d steps: %.3g, of indexers %.3g\n", steps, worst.losses,
+              worst.indexer);
   return worst;
 }
 
-}  // namespace
-
-// Two float64 programs that sum in different orders: gradients agree to 1e-9 of their largest element
-// (golden_gradients.test.cu) and mostly far better; an update changes weights of size 1 by 5e-3 of that.
-TEST_CASE("training on the GPU has the host's losses, double") {
-  CHECK(difference_of_runs<double, recompute::nothing>(quick(), 10) <= 1e-9);
-  trainer_options o = quick();
-  o.optimizer.muon_for_matrices = false;
-  o.freeze_hyper_connections = true;
-  o.dense_steps = 2;
-  CHECK(difference_of_runs<double, recompute::everything>(o, 4) <= 1e-9);
-}
-
-// As for recorded losses, 2e-4 (golden_gradients.test.cu). Weights whose gradient is all rounding move by the
-// learning rate in either direction, because AdamW's epsilon is far below it; but what they do to the loss is
-// rounding, too.
-TEST_CASE("training on the GPU has the host's losses, float") {
-  CHECK(difference_of_runs<float, recompute::nothing>(quick(), 1) <= 2e-4);
-  CHECK(difference_of_runs<float, recompute::nothing>(quick(), 10) <= 2e-4);
-}
-
-TEST_CASE("a run on the GPU has the same bits again, with anything recomputed, and after a resume") {
+/// Twice, with anything recomputed, and after a resume; the host can read its states.
+template <numerics_config Q>
+void check_same_bits() {
   const std::string text = sentence();
   const auto data = dataset(text);
   const auto file =
       std::filesystem::temp_directory_path() /
       ("dsv4_trainer_" + std::to_string(std::chrono::steady_clock::now().time_since_epoch().count()));
-  device_trainer<float> whole(quick()), begun(quick()), resumed(quick());
-  device_trainer<float, recompute::everything> again(quick());
+  device_trainer<float, recompute::nothing, Q> whole(quick()), begun(quick()), resumed(quick());
+  device_trainer<float, recompute::everything, Q> again(quick());
   const auto state_of = [](auto& t) {
     io::training_state s;
     t.remember(gpu(), s);
@@ -153,7 +139,7 @@ TEST_CASE("a run on the GPU has the same bits again, with anything recomputed, a
   for (int i = 0; i < 2; ++i) begun.step(gpu(), work(), data);
   state_of(begun).save(file);
   {  // and the host can go on from it
-    host_trainer<float> other(quick());
+    host_trainer<float, recompute::nothing, Q> other(quick());
     io::training_state s;
     other.remember(s);
     s.load(file);
@@ -167,6 +153,50 @@ TEST_CASE("a run on the GPU has the same bits again, with anything recomputed, a
   CHECK(resumed.steps() == 2);
   for (int i = 0; i < 2; ++i) resumed.step(gpu(), work(), data);
   CHECK(same_bytes(all_weights(resumed), all_weights(whole)));
+}
+
+}  // namespace
+
+// Two float64 programs that sum in different orders: gradients agree to 1e-9 of their largest element
+// (golden_gradients.test.cu) and mostly far better; an update changes weights of size 1 by 5e-3 of that.
+TEST_CASE("training on the GPU has the host's losses, double") {
+  CHECK(differences_of_runs<double, recompute::nothing>(quick(), 10).within(1e-9));
+  trainer_options o = quick();
+  o.optimizer.muon_for_matrices = false;
+  o.freeze_hyper_connections = true;
+  o.dense_steps = 2;
+  CHECK(differences_of_runs<double, recompute::everything>(o, 4).within(1e-9));
+}
+
+// As for recorded losses, 2e-4 (golden_gradients.test.cu). Weights whose gradient is all rounding move by the
+// learning rate in either direction, because AdamW's epsilon is far below it; but what they do to the loss is
+// rounding, too.
+TEST_CASE("training on the GPU has the host's losses, float") {
+  CHECK(differences_of_runs<float, recompute::nothing>(quick(), 1).within(2e-4));
+  CHECK(differences_of_runs<float, recompute::nothing>(quick(), 10).within(2e-4));
+}
+
+// Both sides round the same numbers to FP8 and FP4: in double none of some millions lies within 1e-12 of a
+// tie.
+TEST_CASE("training through narrow weights on the GPU has the host's losses, double") {
+  CHECK(differences_of_runs<double, recompute::nothing, numerics::v4_released>(quick(), 10).within(1e-9));
+  CHECK(
+      differences_of_runs<double, recompute::nothing, numerics::mxfp4_experts_only>(quick(), 4).within(1e-9));
+}
+
+// In float some lie nearer to a tie than sums in another order are apart: a number then moves by up to an
+// eighth of itself in FP8, by half in FP4, and the runs part. The host's own policies, and its runs in float
+// and in double, are apart by up to 5e-3 in these steps, their indexers' losses, which are small, by 0.055;
+// the limits are four times that.
+TEST_CASE("training through narrow weights on the GPU has the host's losses, float") {
+  const auto ten = differences_of_runs<float, recompute::nothing, numerics::v4_released>(quick(), 10);
+  CHECK(ten.losses <= 2e-2);
+  CHECK(ten.indexer <= 0.22);
+}
+
+TEST_CASE("a run on the GPU has the same bits again, with anything recomputed, and after a resume") {
+  check_same_bits<numerics::float32>();
+  check_same_bits<numerics::v4_released>();
 }
 
 TEST_CASE("gradients that are not finite skip the step on the GPU and leave the weights") {

@@ -406,6 +406,42 @@ TEST_CASE("round_trip: relative error on normal numbers, as published") {
   CHECK(std::abs(error(fp8_activation{}) / 0.0265 - 1) < 0.003);
 }
 
+TEST_CASE("round_to_bf16: ties to even, one rounding, and what is no number") {
+  const auto stored = [](auto x) {
+    using T = decltype(x);
+    bf16 narrow;
+    T wide;
+    round_to_bf16<T, bf16>::forward(exec::reference{}, {{&x, 1}}, {{&narrow, 1}});
+    round_to_bf16<T, T>::forward(exec::reference{}, {{&x, 1}}, {{&wide, 1}});
+    CHECK((double(wide) == to_double(narrow) || (std::isnan(wide) && narrow.is_nan())));
+    return to_double(narrow);
+  };
+  CHECK(stored(1.00390625f) == 1);         // a tie: 1 is even
+  CHECK(stored(1.01171875f) == 1.015625);  // a tie: 1 + 2^-7 is odd
+  CHECK(stored(1.00390625 + 0x1p-40) == 1.0078125);
+  CHECK(stored(0x1p-140) == 0);
+  CHECK(std::signbit(stored(-0.0f)));
+  CHECK(stored(-3.4e38f) == -double(infinite));
+  CHECK(std::isnan(stored(no_number)));
+}
+
+TEST_CASE("round_to_bf16: cpu has the reference's bits, in place too, for every number of threads") {
+  for_scalars([]<class T>() {
+    constexpr std::int64_t rows = 100, columns = 1003, count = rows * columns;
+    auto x = mixed<T>(rows, columns, true);
+    buffer<bf16> want(count), got(count);
+    buffer<T> wide(count);
+    round_to_bf16<T, bf16>::forward(exec::reference{}, {x.as(count)}, {want.as(count)});
+    round_to_bf16<T, T>::forward(exec::reference{}, {x.as(count)}, {wide.as(count)});
+    for (const int threads : {1, 3}) {
+      round_to_bf16<T, bf16>::forward(exec::cpu(threads), {x.as(count)}, {got.as(count)});
+      CHECK(std::equal(got.begin(), got.end(), want.begin()));
+    }
+    round_to_bf16<T, T>::forward(exec::cpu(2), {x.as(count)}, {x.as(count)});
+    CHECK(same_values(x, wide));
+  });
+}
+
 TEST_CASE("quantise: what does not fit is refused by name") {
   const exec::cpu p(1);
   const auto x = random<float>(4 * 32);
@@ -421,4 +457,7 @@ TEST_CASE("quantise: what does not fit is refused by name") {
   stored<fp8_weight> w(8, 32);
   CHECK_THROWS_WITH((quantise<fp8_weight, float>::forward(p, {x.as(4, 32)}, {w.view().rows(2, 4)})),
                     contains("first row within its block"));
+  buffer<bf16> narrow(5);
+  CHECK_THROWS_WITH((round_to_bf16<float, bf16>::forward(p, {x.as(4)}, {narrow.as(5)})),
+                    contains("round_to_bf16") && contains("4") && contains("5"));
 }

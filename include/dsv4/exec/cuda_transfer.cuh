@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Filling the GPU's memory, and the ways between it and the caller's (exec/transfer.hpp).
+/// Filling and copying the GPU's memory, and the ways between it and the caller's (exec/transfer.hpp).
 #pragma once
 
 #include <dsv4/exec/cuda.cuh>
@@ -32,6 +32,12 @@ void fill(const exec::cuda& p, const view<T, R, space::device>& to, std::type_id
 template <class T, int R>
 void send(const exec::cuda& p, std::type_identity_t<const T*> from, const view<T, R, space::device>& to) {
   copy_elements<T>(p.stream(), from, to.data, to.size());
+}
+
+template <class T, int R>
+void copy_values(const exec::cuda& p, const view<const T, R, space::device>& from,
+                 const std::type_identity_t<view<T, R, space::device>>& to) {
+  copy_elements<T>(p.stream(), from.data, to.data, to.size());
 }
 
 template <class T, int R>

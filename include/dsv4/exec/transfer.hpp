@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Filling a policy's memory, and the ways between it and the caller's: for code that is written once for
-/// host and device. These are the host's; the GPU's are in exec/cuda_transfer.cuh.
+/// Filling and copying a policy's memory, and the ways between it and the caller's: for code that is written
+/// once for host and device. These are the host's; the GPU's are in exec/cuda_transfer.cuh.
 #pragma once
 
 #include <dsv4/exec/policy.hpp>
@@ -23,6 +23,13 @@ template <policy P, class T, int R>
 requires(P::memory == space::host) void send(const P&, std::type_identity_t<const T*> from,
                                              const view<T, R>& to) {
   std::copy_n(from, to.size(), to.data);
+}
+
+/// Copies elements from one dense view to another of as many, both in the policy's memory.
+template <policy P, class T, int R>
+requires(P::memory == space::host) void copy_values(const P&, const view<const T, R>& from,
+                                                    const std::type_identity_t<view<T, R>>& to) {
+  std::copy_n(from.data, to.size(), to.data);
 }
 
 /// Copies the elements of `from`, which is dense, to the caller. On a device this waits for all that the

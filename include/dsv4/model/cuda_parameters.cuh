@@ -4,6 +4,7 @@
 
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cuda.cuh>
+#include <dsv4/exec/cuda_transfer.cuh>
 #include <dsv4/model/parameters.hpp>
 
 #include <cstddef>

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-/// To a block-scaled format, from one, and there and back: what a value becomes by being stored.
+/// To a block-scaled format, from one, and there and back; to bf16: what a value becomes by being stored.
 #pragma once
 
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/numeric/bf16.hpp>
+#include <dsv4/numeric/widen.hpp>
 #include <dsv4/tensor/block_scaled_view.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string_view>
+#include <type_traits>
 
 namespace dsv4 {
 
@@ -78,7 +81,36 @@ struct round_trip {
   }
 };
 
+/// y = x rounded to bf16, to the nearest, ties to even; kept as bf16 or, exactly, as T.
+template <class T, class Y, space S = space::host>
+struct round_to_bf16 {
+  static_assert(std::is_same_v<Y, bf16> || std::is_same_v<Y, T>, "round_to_bf16: Y must be bf16 or T");
+  static constexpr space memory = S;
+  struct inputs {
+    vector_view<const T, S> x;  // (N)
+  };
+  struct outputs {
+    vector_view<Y, S> y;  // (N), may be x
+  };
+
+  template <policy P>
+  static void forward(const P& p, const inputs& in, const outputs& out) {
+    expect_extent("round_to_bf16", "y", out.y.extent[0], in.x.extent[0]);
+    detail::dispatch<round_to_bf16>(p, in, out);
+  }
+};
+
 namespace detail {
+/// `value` as bf16 holds it, as a Y.
+template <class Y, class T>
+DSV4_HOST_DEVICE constexpr Y as_bf16_holds(T value) {
+  const bf16 held(widen(value));
+  if constexpr (std::is_same_v<Y, bf16>)
+    return held;
+  else
+    return static_cast<Y>(static_cast<float>(held));
+}
+
 /// The largest magnitude of a block, or NaN when the block has one.
 template <class T>
 double largest_magnitude(matrix_view<const T> x, std::int64_t r0, std::int64_t r1, std::int64_t c0,
@@ -149,6 +181,14 @@ struct kernel<round_trip<F, T>, exec::reference> {
   }
 };
 
+template <class T, class Y>
+struct kernel<round_to_bf16<T, Y>, exec::reference> {
+  using op = round_to_bf16<T, Y>;
+  static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
+    for (std::int64_t i = 0; i < in.x.extent[0]; ++i) out.y(i) = detail::as_bf16_holds<Y>(in.x(i));
+  }
+};
+
 template <class F, class T>
 struct kernel<quantise<F, T>, exec::cpu>;  // in ops/cpu/quantise.hpp
 
@@ -157,5 +197,8 @@ struct kernel<dequantise<F, T>, exec::cpu>;  // in ops/cpu/quantise.hpp
 
 template <class F, class T>
 struct kernel<round_trip<F, T>, exec::cpu>;  // in ops/cpu/quantise.hpp
+
+template <class T, class Y>
+struct kernel<round_to_bf16<T, Y>, exec::cpu>;  // in ops/cpu/quantise.hpp
 
 }  // namespace dsv4

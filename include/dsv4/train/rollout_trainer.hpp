@@ -14,7 +14,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 namespace dsv4 {
@@ -62,7 +61,7 @@ class rollout_trainer {
     for_each_parameter<C>(weights_.views(), [&]<class U, int N>(const parameter_info&, view<U, N>& v) {
       std::copy_n(static_cast<const U*>(sources[next++]), v.size(), v.data);
     });
-    narrow_.reset();
+    rounded_ = false;
   }
 
   /// To be changed before the first step, or followed by start_from.
@@ -78,8 +77,9 @@ class rollout_trainer {
     if constexpr (storage_types<T, Q>::plain) {
       return weights_.views();
     } else {
-      if (!narrow_) quantise_parameters(p, weights_, narrow_.emplace());
-      return narrow_->views();
+      if (!rounded_) narrow_.round(p, weights_);
+      rounded_ = true;
+      return narrow_.views();
     }
   }
 
@@ -102,7 +102,7 @@ class rollout_trainer {
       optimizer_.step(p, w, weights_, gradients_,
                       {report.learning_rate, clip_scale(report.gradient_norm, options_.clip)});
       if (options_.router_bias_speed != 0) balance_routers();
-      narrow_.reset();
+      rounded_ = false;
     }
     ++step_;
     return report;
@@ -139,7 +139,8 @@ class rollout_trainer {
 
   rollout_trainer_options options_;
   store weights_, gradients_;
-  std::optional<parameter_store<C, T, Q>> narrow_;
+  rounded_parameters<C, T, Q> narrow_;
+  bool rounded_ = false;  ///< narrow_ is what weights_ are now
   dsv4::optimizer<C, T> optimizer_;
   std::int64_t step_ = 0;
   std::vector<std::vector<std::int64_t>> loads_;

@@ -15,9 +15,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <optional>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -57,9 +55,6 @@ struct training_report {
 template <model_config C, class T = float, numerics_config Q = numerics::float32,
           recompute_policy R = recompute::nothing, space S = space::host>
 class trainer {
-  static constexpr bool plain =
-      std::is_same_v<model_parameters<T, Q, S>, model_parameters<T, numerics::float32, S>>;
-  static_assert(plain || S == space::host, "dsv4: weights are rounded to narrow storage on the host only");
   using pass = training<C, T, Q, R, S>;
 
  public:
@@ -172,13 +167,10 @@ class trainer {
 
   template <policy P>
   const model_parameters<T, Q, S>& current_weights(const P& p) {
-    if constexpr (plain) {
+    if constexpr (storage_types<T, Q>::plain)
       return weights_.views();
-    } else {
-      narrow_.emplace();
-      quantise_parameters(p, weights_, *narrow_);
-      return narrow_->views();
-    }
+    else
+      return narrow_.round(p, weights_);
   }
 
   /// Rows of the dataset one behind the other.
@@ -255,7 +247,7 @@ class trainer {
 
   trainer_options options_;
   store weights_, gradients_;
-  std::optional<parameter_store<C, T, Q, S>> narrow_;  ///< the weights as the pass reads them
+  rounded_parameters<C, T, Q, S> narrow_;  ///< the weights as the pass reads them
   update optimizer_;
   std::int64_t step_ = 0, position_ = 0;
   packed_row row_;

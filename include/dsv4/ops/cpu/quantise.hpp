@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Quantisation on host threads: rows of blocks are independent. Bits are those of the reference.
+/// Rounding to formats of storage on host threads: rows of blocks are independent. Bits are those of the
+/// reference.
 #pragma once
 
 #include <dsv4/ops/cpu/quantise_lanes.hpp>
@@ -106,6 +107,16 @@ struct kernel<round_trip<F, T>, exec::cpu> {
                    [&](std::int64_t begin, std::int64_t end) {
                      for (std::int64_t t = begin; t < end; ++t) detail::round_trip_blocks(kernels, out.x, t);
                    });
+  }
+};
+
+template <class T, class Y>
+struct kernel<round_to_bf16<T, Y>, exec::cpu> {
+  using op = round_to_bf16<T, Y>;
+  static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
+    p.parallel_for(in.x.extent[0], 16384, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) out.y(i) = detail::as_bf16_holds<Y>(in.x(i));
+    });
   }
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// To and from block-scaled formats on the GPU; the same codes as on the host, bit for bit.
+/// To and from block-scaled formats, and to bf16, on the GPU; the same codes as on the host, bit for bit.
 #pragma once
 
 #include <dsv4/numeric/fp4.hpp>
@@ -159,6 +159,14 @@ __global__ void __launch_bounds__(256)
   for (std::int64_t i = global_thread(); i < x.extent[0] * width; i += global_threads())
     x(i / width, i % width) = narrowed<T>(q(i / width, i % width));
 }
+
+template <class T, class Y>
+__global__ void __launch_bounds__(256)
+    round_to_bf16_kernel(vector_view<const T, space::device> x, vector_view<Y, space::device> y) {
+  wait_for_previous_kernels();
+  for (std::int64_t i = global_thread(); i < x.extent[0]; i += global_threads())
+    y(i) = as_bf16_holds<Y>(x(i));
+}
 }  // namespace detail
 
 template <class F, class T>
@@ -198,6 +206,15 @@ struct kernel<round_trip<F, T, space::device>, exec::cuda> {
     const std::int64_t blocks = F::scale_rows(out.x.extent[0]) * F::scale_columns(out.x.extent[1]);
     p.launch("round_trip", detail::round_trip_kernel<F, T>, detail::loop_grid(p, 32 * blocks, 128), 128, 0,
              out.x);
+  }
+};
+
+template <class T, class Y>
+struct kernel<round_to_bf16<T, Y, space::device>, exec::cuda> {
+  using op = round_to_bf16<T, Y, space::device>;
+  static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
+    p.launch("round_to_bf16", detail::round_to_bf16_kernel<T, Y>, detail::loop_grid(p, in.x.extent[0], 256),
+             256, 0, in.x, out.y);
   }
 };
 
