@@ -7,10 +7,10 @@
 #include <dsv4/ops/cpu/gemm_avx2.hpp>
 #include <dsv4/ops/cpu/gemm_avx512.hpp>
 #include <dsv4/ops/cpu/gemm_portable.hpp>
+#include <dsv4/tensor/buffer.hpp>
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 #if DSV4_X86_KERNELS
 #include <cpuid.h>
@@ -49,10 +49,11 @@ class cpu_kernels {
  public:
   explicit cpu_kernels(instruction_set set) : set_(set) {}
 
-  /// y[n, o] = x[n, k] w[o, k]^T
-  template <class... A>
-  void gemm_nt(const A&... a) const {
-    pick(&portable::gemm_nt<T>, &avx2::gemm_nt<T>, &avx512::gemm_nt<T>)(a...);
+  /// y[n, o] = x[n, k] w[o, k]^T; `next` rows of w behind these are needed soon.
+  void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw, std::int64_t o,
+               std::int64_t k, T* y, std::int64_t ldy, std::int64_t next = 0) const {
+    pick(&portable::gemm_nt<T>, &avx2::gemm_nt<T>, &avx512::gemm_nt<T>)(x, ldx, n, w, ldw, o, k, y, ldy,
+                                                                        next);
   }
   /// c[m, n] (+)= a[m, k] b[k, n]
   template <class... A>
@@ -64,8 +65,8 @@ class cpu_kernels {
   void gemm_tn(const A&... a) const {
     pick(&portable::gemm_outer<T, true>, &avx2::gemm_outer<T, true>, &avx512::gemm_outer<T, true>)(a...);
   }
-  /// gemm_nn or, when `Transposed`, gemm_tn for blocks of large matrices, m and n at most outer_block;
-  /// scratch of outer_scratch elements.
+  /// gemm_nn or, when `Transposed`, gemm_tn for blocks of large matrices, m at most outer_block; scratch of
+  /// outer_scratch elements.
   template <bool Transposed, class... A>
   void block(const A&... a) const {
     pick(&portable::gemm_outer_block<T, Transposed>, &avx2::gemm_outer_block<T, Transposed>,
@@ -175,7 +176,7 @@ void gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_
       [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
         const gemm_problem<T> g = problem(i);
         kernels.gemm_nt(g.x + n0 * g.ldx, g.ldx, n, g.w + o0 * g.ldw, g.ldw, width, k, g.y + n0 * g.ldy + o0,
-                        g.ldy);
+                        g.ldy, n0 + n < g.rows ? 0 : width);
       });
 }
 
@@ -197,8 +198,8 @@ void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add
   const auto& kernels = best_kernels<T>();
   const auto blocks_of = [](std::int64_t extent, std::int64_t most) { return (extent + most - 1) / most; };
   std::vector<std::int64_t> first(static_cast<std::size_t>(count) + 1, 0);  // the first task of each product
-  std::int64_t width = outer_block, work = 0;
-  for (;; width = width > 128 ? 128 : 64) {  // narrower blocks where they would be too few for the threads
+  std::int64_t width = 4 * outer_width, work = 0;
+  for (;; width /= 2) {  // narrower blocks where they would be too few for the threads
     work = 0;
     for (std::int64_t i = 0; i < count; ++i) {
       const outer_problem<T> g = problem(i);
@@ -207,14 +208,14 @@ void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add
           first[static_cast<std::size_t>(i)] + (none ? 0 : blocks_of(g.m, outer_block) * blocks_of(n, width));
       work += g.m * n * std::max<std::int64_t>(g.k, 1);
     }
-    if (width == 64 || first.back() >= 3 * p.threads()) break;
+    if (width == 64 || first.back() >= 12 * p.threads()) break;
   }
   const std::int64_t tasks = first.back();
   if (tasks == 0) return;
   p.parallel_for(tasks, 1 + (std::int64_t{1} << 16) / std::max<std::int64_t>(work / tasks, 1),
                  [&](std::int64_t begin, std::int64_t end) {
                    // Kept between calls: fresh memory of this size costs page faults every time.
-                   thread_local const std::unique_ptr<T[]> scratch(new T[outer_scratch]);
+                   thread_local buffer<T> scratch(outer_scratch);
                    auto i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
                    for (std::int64_t task = begin; task < end; ++task) {
                      while (task >= first[static_cast<std::size_t>(i) + 1]) ++i;
@@ -229,7 +230,7 @@ void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add
                      const T* a = Transposed ? g.a + i0 : g.a + i0 * g.lda;
                      kernels.template block<Transposed>(a, g.lda, m, g.b + j0, g.ldb, g.k,
                                                         std::min(width, n - j0), g.c + i0 * g.ldc + j0, g.ldc,
-                                                        add, scratch.get());
+                                                        add, scratch.data());
                    }
                  });
 }

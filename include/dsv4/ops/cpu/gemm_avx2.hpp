@@ -25,6 +25,7 @@ struct lanes<float> {
   using tail = __m256i;
   static constexpr int width = 8;
   static constexpr int tile_rows = 3, outer_rows = 6, outer_vectors = 2;
+  static constexpr std::int64_t outer_depth = 256;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+x"(v)); }
   DSV4_LANE vec zero() { return _mm256_setzero_ps(); }
@@ -78,6 +79,7 @@ struct lanes<double> {
   using tail = __m256i;
   static constexpr int width = 4;
   static constexpr int tile_rows = 3, outer_rows = 6, outer_vectors = 2;
+  static constexpr std::int64_t outer_depth = 256;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+x"(v)); }
   DSV4_LANE vec zero() { return _mm256_setzero_pd(); }

@@ -26,6 +26,7 @@ struct lanes<float> {
   using tail = __mmask16;
   static constexpr int width = 16;
   static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
+  static constexpr std::int64_t outer_depth = 128;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
   DSV4_LANE vec zero() { return _mm512_setzero_ps(); }
@@ -79,6 +80,7 @@ struct lanes<double> {
   using tail = __mmask8;
   static constexpr int width = 8;
   static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
+  static constexpr std::int64_t outer_depth = 128;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
   DSV4_LANE vec zero() { return _mm512_setzero_pd(); }

@@ -12,11 +12,14 @@ namespace dsv4::detail {
 /// Bytes of a row that one chunk of a dot product covers: six rows of x fit the first-level cache.
 inline constexpr std::int64_t chunk_bytes = 4096;
 
-/// Products that sum over rows (a b, a^T b) go block by block of the result, at most outer_block rows and
-/// columns, and outer_depth rows of b at a time: a panel of b stays in the first-level cache meanwhile.
-inline constexpr std::int64_t outer_block = 192, outer_depth = 128;
+/// Products that sum over rows (a b, a^T b) go block by block of the result: outer_block rows of a, whose
+/// part stays in the second-level cache, by outer_width columns of b at a time; at most outer_depth steps of
+/// the sum at a time, so that a panel of b stays in the first-level cache meanwhile.
+inline constexpr std::int64_t outer_block = 192, outer_width = 128, outer_depth = 256;
+/// Steps between panels that are left empty: panels at multiples of 4096 bytes would push each other out.
+inline constexpr std::int64_t outer_gap = 4;
 /// Elements of scratch that one such block needs.
-inline constexpr std::int64_t outer_scratch = 2 * outer_block * outer_depth;
+inline constexpr std::int64_t outer_scratch = (outer_block + outer_width) * (outer_depth + outer_gap);
 
 /// Has the `bytes` from `at` on brought near, a multiple of 64. Products of few rows read each weight once,
 /// several rows of them side by side: the hardware does not see in time where those streams begin and end, so

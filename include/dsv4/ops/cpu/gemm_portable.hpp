@@ -18,6 +18,7 @@ struct lanes {
   using tail = std::int64_t;
   static constexpr int width = 16 / static_cast<int>(sizeof(T));
   static constexpr int tile_rows = 3, outer_rows = 3, outer_vectors = 4;
+  static constexpr std::int64_t outer_depth = 128;
 
   static void hold(vec&) {}
   static vec zero() { return vec{}; }

@@ -31,6 +31,27 @@ struct dense_rows {
   }
 };
 
+/// What is read next, `rows` of `columns` elements: every tile has a few lines of it fetched.
+template <class T>
+struct rows_ahead {
+  static constexpr std::int64_t line = 64 / std::int64_t{sizeof(T)};
+  const T* at = nullptr;
+  std::int64_t stride = 0, rows = 0, columns = 0, lines_each = 0, column = 0;
+
+  /// Spread over so many tiles.
+  DSV4_LANE rows_ahead over(rows_ahead r, std::int64_t tiles) {
+    r.lines_each = (r.rows * ((r.columns + line - 1) / line) + tiles - 1) / std::max<std::int64_t>(tiles, 1);
+    return r;
+  }
+  DSV4_LANE void fetch(rows_ahead& r) {
+    for (std::int64_t i = 0; i < r.lines_each && r.rows > 0; ++i) {
+      __builtin_prefetch(r.at + r.column, 0, 2);
+      r.column += line;
+      if (r.column >= r.columns) r.column = 0, r.at += r.stride, --r.rows;
+    }
+  }
+};
+
 /// One chunk of dot products: RX rows of x against RW rows of w. Writes y, or adds to it.
 template <class T, int RX, int RW, class Rows>
 DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int64_t k, T* y, std::int64_t ldy,
@@ -84,34 +105,39 @@ DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int6
 
 template <class T, int RX>
 DSV4_TARGET void dot_rows(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t o,
-                          std::int64_t k, T* y, std::int64_t ldy, bool add) {
+                          std::int64_t k, T* y, std::int64_t ldy, bool add, rows_ahead<T>& ahead) {
   using rows = dense_rows<T>;
   std::int64_t j = 0;
-  for (; j + 4 <= o; j += 4) dot_tile<T, RX, 4>(x, ldx, rows{w + j * ldw, ldw}, k, y + j, ldy, add);
+  for (; j + 4 <= o; j += 4) {
+    rows_ahead<T>::fetch(ahead);
+    dot_tile<T, RX, 4>(x, ldx, rows{w + j * ldw, ldw}, k, y + j, ldy, add);
+  }
   for (; j < o; ++j) dot_tile<T, RX, 1>(x, ldx, rows{w + j * ldw, ldw}, k, y + j, ldy, add);
 }
 
 /// One chunk of y[n, o] = x[n, k] w[o, k]^T. Writes y, or adds to it.
 template <class T>
 DSV4_TARGET void chunk_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
-                          std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, bool add) {
+                          std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, bool add,
+                          rows_ahead<T> ahead = {}) {
   constexpr int rx = lanes<T>::tile_rows;
+  ahead = rows_ahead<T>::over(ahead, (n + rx - 1) / rx * (o / 4));
   std::int64_t i = 0;
-  for (; i + rx <= n; i += rx) dot_rows<T, rx>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add);
+  for (; i + rx <= n; i += rx) dot_rows<T, rx>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
   if constexpr (rx > 3)
-    for (; i + 3 <= n; i += 3) dot_rows<T, 3>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add);
+    for (; i + 3 <= n; i += 3) dot_rows<T, 3>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
   if (i + 2 <= n) {
-    dot_rows<T, 2>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add);
+    dot_rows<T, 2>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
     i += 2;
   }
-  if (i < n) dot_rows<T, 1>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add);
+  if (i < n) dot_rows<T, 1>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
 }
 
 /// y[n, o] = x[n, k] w[o, k]^T. The sum over k is taken in chunks of `chunk_bytes`, the chunks' sums are
-/// added in order.
+/// added in order. `next` rows of w behind these are needed soon.
 template <class T>
 DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
-                         std::int64_t o, std::int64_t k, T* y, std::int64_t ldy) {
+                         std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, std::int64_t next) {
   constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(T)};
   if (n == 1) {  // weights are read once: whole rows in order suit the prefetcher
     std::int64_t j = 0;
@@ -125,15 +151,20 @@ DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* 
                           c > 0);
     return;
   }
-  for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk)
-    chunk_nt(x + c, ldx, n, w + c, ldw, o, std::min(chunk, k - c), y, ldy, c > 0);
+  for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
+    const bool last = c + chunk >= k;  // else the next chunk of the same rows follows
+    const rows_ahead<T> ahead{last ? w + o * ldw : w + c + chunk, ldw, last ? next : o,
+                              std::min(chunk, k - c)};
+    chunk_nt(x + c, ldx, n, w + c, ldw, o, std::min(chunk, k - c), y, ldy, c > 0, ahead);
+  }
 }
 
 /// RM rows by RV vectors of columns of c = op(a) b, or c += it; the last vector is masked when `Partial`. a
 /// is [m, k] or, when `Transposed`, [k, m].
 template <class T, int RM, int RV, bool Partial, bool Transposed>
-DSV4_TARGET void outer_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb, std::int64_t k, T* c,
-                            std::int64_t ldc, bool add, std::int64_t last) {
+[[gnu::noinline]] DSV4_TARGET void outer_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb,
+                                              std::int64_t k, T* c, std::int64_t ldc, bool add,
+                                              std::int64_t last) {
   using L = lanes<T>;
   constexpr int whole = Partial ? RV - 1 : RV;
   [[maybe_unused]] const typename L::tail tail = L::first(last);
@@ -164,23 +195,51 @@ DSV4_TARGET void outer_tile(const T* a, std::int64_t lda, const T* b, std::int64
   }
 }
 
+/// How the rows of an a lie: that of a tile at row i, of whole tiles, begins at a + i step, and `within`
+/// apart are rows of the last tiles.
+struct row_steps {
+  std::int64_t step, within;
+};
+
 template <class T, int RV, bool Partial, bool Transposed>
-DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
-                               std::int64_t k, T* c, std::int64_t ldc, bool add, std::int64_t last) {
+DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, row_steps steps, std::int64_t m, const T* b,
+                               std::int64_t ldb, std::int64_t k, T* c, std::int64_t ldc, bool add,
+                               std::int64_t last, rows_ahead<T>& ahead) {
   constexpr int rm = lanes<T>::outer_rows;
-  const std::int64_t step = Transposed ? 1 : lda;
-  std::int64_t i = 0;
-  for (; i + rm <= m; i += rm)
-    outer_tile<T, rm, RV, Partial, Transposed>(a + i * step, lda, b, ldb, k, c + i * ldc, ldc, add, last);
-  if constexpr (rm > 3)
-    for (; i + 3 <= m; i += 3)
-      outer_tile<T, 3, RV, Partial, Transposed>(a + i * step, lda, b, ldb, k, c + i * ldc, ldc, add, last);
-  if (i + 2 <= m) {
-    outer_tile<T, 2, RV, Partial, Transposed>(a + i * step, lda, b, ldb, k, c + i * ldc, ldc, add, last);
-    i += 2;
+  for (; m >= rm; m -= rm, a += rm * steps.step, c += rm * ldc) {
+    rows_ahead<T>::fetch(ahead);
+    outer_tile<T, rm, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
   }
-  if (i < m)
-    outer_tile<T, 1, RV, Partial, Transposed>(a + i * step, lda, b, ldb, k, c + i * ldc, ldc, add, last);
+  if constexpr (rm > 3)
+    for (; m >= 3; m -= 3, a += 3 * steps.within, c += 3 * ldc)
+      outer_tile<T, 3, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
+  if (m >= 2) {
+    outer_tile<T, 2, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
+    m -= 2, a += 2 * steps.within, c += 2 * ldc;
+  }
+  if (m > 0) outer_tile<T, 1, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
+}
+
+template <class T, bool Transposed>
+DSV4_TARGET void outer_panels(const T* a, std::int64_t lda, row_steps steps, std::int64_t m, const T* b,
+                              std::int64_t ldb, std::int64_t k, std::int64_t n, T* c, std::int64_t ldc,
+                              bool add, rows_ahead<T>& ahead) {
+  constexpr int most = lanes<T>::outer_vectors;
+  constexpr std::int64_t width = lanes<T>::width;
+  std::int64_t j = 0;
+  for (; j + most * width <= n; j += most * width)
+    outer_columns<T, most, false, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, 0, ahead);
+  if constexpr (most > 2)
+    if (j + 2 * width <= n) {
+      outer_columns<T, 2, false, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, 0, ahead);
+      j += 2 * width;
+    }
+  if (j + width <= n) {
+    outer_columns<T, 1, false, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, 0, ahead);
+    j += width;
+  }
+  if (j < n)
+    outer_columns<T, 1, true, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, n - j, ahead);
 }
 
 /// c[m, n] = op(a)[m, k] b[k, n], or c += it: every element is a sequential chain of fused multiply-adds over
@@ -188,26 +247,28 @@ DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, std::int64_t m, con
 template <class T, bool Transposed>
 DSV4_TARGET void gemm_outer(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                             std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add) {
-  constexpr int most = lanes<T>::outer_vectors;
-  constexpr std::int64_t width = lanes<T>::width;
-  std::int64_t j = 0;
-  for (; j + most * width <= n; j += most * width)
-    outer_columns<T, most, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
-  if constexpr (most > 2)
-    if (j + 2 * width <= n) {
-      outer_columns<T, 2, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
-      j += 2 * width;
-    }
-  if (j + width <= n) {
-    outer_columns<T, 1, false, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, 0);
-    j += width;
-  }
-  if (j < n) outer_columns<T, 1, true, Transposed>(a, lda, m, b + j, ldb, k, c + j, ldc, add, n - j);
+  const std::int64_t step = Transposed ? 1 : lda;
+  rows_ahead<T> nothing;
+  outer_panels<T, Transposed>(a, lda, {step, step}, m, b, ldb, k, n, c, ldc, add, nothing);
 }
 
-/// The same for large k and matrices far apart in memory: the sum over k is taken in chunks of outer_depth,
-/// the chunks' sums are added in order. m and n at most outer_block; b, and a when transposed, pass through
-/// `scratch`, where what a tile reads lies together.
+/// The columns of a, k long, by tiles: what a step of the sum over k reads lies together.
+template <class T>
+DSV4_TARGET void pack_columns(const T* a, std::int64_t lda, std::int64_t m, std::int64_t k, T* to) {
+  using L = lanes<T>;
+  constexpr std::int64_t rm = L::outer_rows, vectors = (rm + L::width - 1) / L::width;
+  for (std::int64_t p = 0; p < k; ++p, a += lda, to += rm) {
+    std::int64_t i = 0;
+    for (; i + vectors * L::width <= m; i += rm)  // what is too much, the next step overwrites
+      DSV4_UNROLL for (int v = 0; v < vectors; ++v)
+          L::store(to + i * (k + outer_gap) + v * L::width, L::load(a + i + v * L::width));
+    for (; i < m; i += rm) std::copy_n(a + i, std::min(rm, m - i), to + i * (k + outer_gap));
+  }
+}
+
+/// The same for large k and matrices far apart in memory: the sum over k is taken in equal chunks of at most
+/// outer_depth, the chunks' sums are added in order. m at most outer_block; a and b pass through `scratch`,
+/// where what a tile reads lies together.
 template <class T, bool Transposed>
 DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                                   std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add,
@@ -215,34 +276,48 @@ DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, 
   using L = lanes<T>;
   constexpr int vectors = L::outer_vectors;
   constexpr std::int64_t panel = vectors * L::width;
-  const bool pack = m > 2 * L::outer_rows;  // fewer rows do not pay for copies
-  T* const packed_a = scratch + outer_block * outer_depth;
-  for (std::int64_t p = 0; p < std::max<std::int64_t>(k, 1); p += outer_depth) {
-    const std::int64_t depth = std::min(outer_depth, k - p);
+  const std::int64_t chunks = std::max<std::int64_t>((k + L::outer_depth - 1) / L::outer_depth, 1),
+                     chunk = std::max<std::int64_t>((k + chunks - 1) / chunks, 1);
+  T* const packed_b = scratch;
+  T* const packed_a = scratch + outer_width * (outer_depth + outer_gap);
+  rows_ahead<T> nothing;
+  for (std::int64_t p = 0; p == 0 || p < k; p += chunk) {
+    const std::int64_t depth = std::min(chunk, k - p);
     const T* own_a = Transposed ? a + p * lda : a + p;
-    std::int64_t own_lda = lda;
-    if (Transposed && pack) {
-      for (std::int64_t i = 0; i < depth; ++i) std::copy_n(own_a + i * lda, m, packed_a + i * outer_block);
-      own_a = packed_a, own_lda = outer_block;
+    if (m <= 2 * L::outer_rows) {  // fewer rows do not pay for copies
+      const std::int64_t step = Transposed ? 1 : lda;
+      outer_panels<T, Transposed>(own_a, lda, {step, step}, m, b + p * ldb, ldb, depth, n, c, ldc,
+                                  add || p > 0, nothing);
+      continue;
     }
-    for (std::int64_t j = 0; j < n; j += panel) {
-      const std::int64_t width = std::min(panel, n - j);
-      const T* own_b = b + p * ldb + j;
-      if (pack) {
-        for (std::int64_t i = 0; i < depth; ++i) {
-          const T* from = own_b + i * ldb;
-          T* to = scratch + i * panel;
-          if (width == panel) {
-            DSV4_UNROLL for (int v = 0; v < vectors; ++v)
-                L::store(to + v * L::width, L::load(from + v * L::width));
-          } else {
-            std::copy_n(from, width, to);
-          }
-        }
-        own_b = scratch;
+    if constexpr (Transposed) pack_columns(own_a, lda, m, depth, packed_a);
+    const T* const tiles_a = Transposed ? packed_a : own_a;
+    const std::int64_t tiles_lda = Transposed ? L::outer_rows : lda;
+    const row_steps steps = Transposed ? row_steps{depth + outer_gap, 1} : row_steps{lda, lda};
+    for (std::int64_t j0 = 0; j0 < n; j0 += outer_width) {
+      const std::int64_t columns = std::min(outer_width, n - j0);
+      for (std::int64_t i = 0; i < depth; ++i) {
+        const T* from = b + (p + i) * ldb + j0;
+        std::int64_t j = 0;
+        for (; j + panel <= columns; j += panel)
+          DSV4_UNROLL for (int v = 0; v < vectors; ++v)
+              L::store(packed_b + j * (depth + outer_gap) + i * panel + v * L::width,
+                       L::load(from + j + v * L::width));
+        if (j < columns) std::copy_n(from + j, columns - j, packed_b + j * (depth + outer_gap) + i * panel);
       }
-      gemm_outer<T, Transposed>(own_a, own_lda, m, own_b, pack ? panel : ldb, depth, width, c + j, ldc,
-                                add || p > 0);
+      // The part of b that comes next is fetched meanwhile.
+      rows_ahead<T> ahead;
+      const bool more = j0 + columns < n;
+      if (more || p + depth < k) {
+        const std::int64_t row = more ? p : p + depth, column = more ? j0 + columns : 0;
+        ahead = rows_ahead<T>::over(
+            {b + row * ldb + column, ldb, std::min(chunk, k - row), std::min(outer_width, n - column)},
+            (m / L::outer_rows) * ((columns + panel - 1) / panel));
+      }
+      for (std::int64_t j = 0; j < columns; j += panel)
+        outer_panels<T, Transposed>(tiles_a, tiles_lda, steps, m, packed_b + j * (depth + outer_gap), panel,
+                                    depth, std::min(panel, columns - j), c + j0 + j, ldc, add || p > 0,
+                                    ahead);
     }
   }
 }
