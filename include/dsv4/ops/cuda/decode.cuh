@@ -89,7 +89,7 @@ struct e2m1_as_e4m3 {
   std::uint32_t low, high;
 
   /// For scale 0, as bits that wrap around, of a row whose highest is `top`.
-  static __device__ __forceinline__ e2m1_as_e4m3 below(int top) {
+  static __device__ __forceinline__ e2m1_as_e4m3 under(int top) {
     return {0x6C686000u - static_cast<unsigned>(top) * 0x08080800u,
             0x7C787470u - static_cast<unsigned>(top) * 0x08080808u};
   }
@@ -97,11 +97,14 @@ struct e2m1_as_e4m3 {
     return {low + static_cast<unsigned>(scale) * 0x08080800u,
             high + static_cast<unsigned>(scale) * 0x08080808u};
   }
-  /// In pass `pass` over scales of which `top` is the highest: zeros where another pass has them, NaN once.
-  static __device__ __forceinline__ e2m1_as_e4m3 in_pass(int scale, int top, int pass) {
-    const int distance = top - room * pass - scale;
-    if (scale == 0xFF) return pass == 0 ? e2m1_as_e4m3{0x7F7F7F7Fu, 0x7F7F7F7Fu} : e2m1_as_e4m3{0, 0};
-    return distance < 0 || distance >= room ? e2m1_as_e4m3{0, 0} : below(distance);
+  /// In a pass over the scales from `top` - `below` down, of which `top` is the highest: zeros where another
+  /// pass has them, NaN in the first.
+  static __device__ __forceinline__ e2m1_as_e4m3 in_pass(int scale, int top, int below) {
+    const unsigned distance = static_cast<unsigned>(top - below - scale);
+    e2m1_as_e4m3 table = under(top - below).at(scale);
+    if (distance >= unsigned{room}) table.low = table.high = 0;
+    if (scale == 0xFF) table.low = table.high = below == 0 ? 0x7F7F7F7Fu : 0u;
+    return table;
   }
   /// Four codes, with the other sign. `signs` is 0x40404040, twice 0x40 being 0x80 where the sign bit, which
   /// makes prmt repeat the chosen byte's highest bit instead, is not set.

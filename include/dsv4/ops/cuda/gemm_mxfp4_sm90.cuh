@@ -46,7 +46,7 @@ class mxfp4_channels {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       top_[h] = at_->top[row_ + 8 * h];
-      table_[h] = e2m1_as_e4m3::below(top_[h]);
+      table_[h] = e2m1_as_e4m3::under(top_[h]);
     }
     if (place.rows > 96)
       multiply<128>(place);
@@ -203,17 +203,15 @@ class mxfp4_channels {
       const int top[] = {range_of(codes.scales[0]).x, range_of(codes.scales[1]).x};
       const std::uint32_t n = stage.passes;
       const auto passes = max(max(n & 0xFF, n >> 8 & 0xFF), max(n >> 16 & 0xFF, n >> 24));
-      for (unsigned pass = 0; pass < max(1u, passes); ++pass) {
+      for (int pass = 0; pass < max(1, static_cast<int>(passes)); ++pass) {
+        const int below = e2m1_as_e4m3::room * pass;
         fragments weights;
-        decode(codes, weights, [&](int scale, int h) {
-          return e2m1_as_e4m3::in_pass(scale, top[h], static_cast<int>(pass));
-        });
+        decode(codes, weights, [&](int scale, int h) { return e2m1_as_e4m3::in_pass(scale, top[h], below); });
         start<N>(stage, weights, part);
         wgmma_wait<0>();
         keep(part);
         float x[N / 4];
         load_scales<N>(stage, x);
-        const int below = e2m1_as_e4m3::room * static_cast<int>(pass);
         add<N>(part, x, {weight_scale(top[0] - below), weight_scale(top[1] - below)}, sums);
       }
       stage.empty.arrive();

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
   const int inner = static_cast<int>(x.extent[1]), pieces = inner / W::count;
   uint4* const ring = reinterpret_cast<uint4*>(memory + Rows * inner * static_cast<int>(sizeof(bf16))) +
                       warp * (stages * outputs * 32) + lane;
-  gemv_arithmetic<T, XView, W, Rows> products(memory, inner, pieces);
+  gemv_arithmetic<T, XView, W, Rows> products(memory, pieces);
   // This warp's part of every column, and its units.
   const int each = (pieces + 32 * splits - 1) / (32 * splits) * 32, first_piece = warp % splits * each;
   const int stride = static_cast<int>(gridDim.x) * gemv_warps / splits,
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
     };
     ask(0, 0);  // on its way while x is brought
     if (row > begin) __syncthreads();
-    products.bring(x, row, rows, inner, thread);
+    products.bring(x, row, rows, thread);
 #pragma unroll
     for (int s = 1; s < stages; ++s) ask(s, s);
     __syncthreads();

@@ -26,11 +26,12 @@ struct gemv_pairs {
   int pieces;
   float c[Rows][4] = {};
 
-  __device__ gemv_pairs(unsigned char* memory, int, int pieces_)
+  __device__ gemv_pairs(unsigned char* memory, int pieces_)
       : x(reinterpret_cast<uint4*>(memory)), pieces(pieces_) {}
   template <class M>
-  __device__ __forceinline__ void bring(const M& m, std::int64_t row, int rows, int inner, int thread) {
+  __device__ __forceinline__ void bring(const M& m, std::int64_t row, int rows, int thread) {
     using X = loose_pairs<typename view_storage<M>::type>;
+    const int inner = pieces * W::count;
     for (int i = thread; i < Rows * (inner / X::count); i += 32 * gemv_warps) {
       const int r = i / (inner / X::count), at = i % (inner / X::count);
       std::uint32_t out[X::count / 2] = {};
@@ -85,77 +86,47 @@ struct gemv_pairs {
   }
 };
 
-/// In FP8, x as codes and scales: FP8 weights go to the matrix unit as they are stored, MXFP4 weights as
-/// E4M3. What four lanes sum up, 64 or 128 channels, leaves it to be scaled and added in float.
-template <class F, int Rows>
-struct gemv_codes {
-  static constexpr int count = codes_per_16<F>, halves = count / 16;
-  static constexpr int block = fp8_activation::block_columns;
-  uint4* x;  // (Rows, halves, pieces)
-  float* x_scale;
-  int pieces, blocks;
-  std::uint32_t* signs;
+/// In FP8, x as codes and scales: FP8 weights go to the matrix unit as they are stored. What four lanes sum
+/// up, 64 channels, leaves it to be scaled and added in float.
+template <int Rows>
+struct gemv_fp8 {
+  static constexpr int count = codes_per_16<fp8_weight>, block = fp8_activation::block_columns;
+  uint4* x;  // (Rows, pieces), then scales: (Rows, blocks)
+  int pieces;
   float c[Rows][gemv_outputs] = {};
 
-  __device__ gemv_codes(unsigned char* memory, int inner, int pieces_)
-      : x(reinterpret_cast<uint4*>(memory)),
-        x_scale(reinterpret_cast<float*>(memory + Rows * inner)),
-        pieces(pieces_),
-        blocks((inner + block - 1) / block) {
-    __shared__ std::uint32_t shared_signs;
-    signs = &shared_signs;
-    if (threadIdx.x == 0) shared_signs = 0x40404040u;  // see e2m1_as_e4m3
-  }
+  __device__ gemv_fp8(unsigned char* memory, int pieces_)
+      : x(reinterpret_cast<uint4*>(memory)), pieces(pieces_) {}
   template <class M>
-  __device__ __forceinline__ void bring(const M& m, std::int64_t row, int rows, int inner, int thread) {
-    for (int i = thread; i < Rows * (inner / 16); i += 32 * gemv_warps) {
-      const int r = i / (inner / 16), at = i % (inner / 16);
+  __device__ __forceinline__ void bring(const M& m, std::int64_t row, int rows, int thread) {
+    for (int i = thread; i < Rows * pieces; i += 32 * gemv_warps) {
+      const int r = i / pieces, at = i % pieces;
       fp8_piece piece{};
       if (r < rows) piece = load_codes(m, row + r, at);
-      x[(r * halves + at % halves) * pieces + at / halves] = piece.codes;
-      if (at % (block / 16) == 0) x_scale[r * blocks + at / (block / 16)] = static_cast<float>(piece.scale);
+      x[i] = piece.codes;
+      if (at % (block / count) == 0) scale_of(r, at) = static_cast<float>(piece.scale);
     }
   }
   __device__ __forceinline__ void step(const uint4 (&weights)[gemv_outputs],
                                        const e8m0 (&scale)[gemv_outputs], int at) {
-    const bool valid = at < pieces;  // beyond lies what may be NaN
     const uint4 nothing{};
-    const uint4 bits[] = {valid ? weights[0] : nothing, valid ? weights[1] : nothing};
+    const bool valid = at < pieces;  // beyond lies what may be NaN
+    const uint4 a = valid ? weights[0] : nothing, b = valid ? weights[1] : nothing;
     at = min(at, pieces - 1);
-    if constexpr (F::packed) {
-      int own[gemv_outputs], top[gemv_outputs], passes = 0;
+    const float w[] = {static_cast<float>(scale[0]), static_cast<float>(scale[1])};
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      float part[4] = {};
+      const uint4 v = x[r * pieces + at];
+      multiply_16x8_e4m3(part, a.x, b.x, a.y, b.y, v.x, v.y);
+      multiply_16x8_e4m3(part, a.z, b.z, a.w, b.w, v.z, v.w);
+      const float s = scale_of(r, at);
 #pragma unroll
       for (int o = 0; o < gemv_outputs; ++o) {
-        own[o] = scale[o].bits;
-        top[o] = valid ? own[o] : 0;
-        top[o] = max(top[o], __shfl_xor_sync(0xFFFFFFFFu, top[o], 1));
-        top[o] = max(top[o], __shfl_xor_sync(0xFFFFFFFFu, top[o], 2));
-        if (!valid) own[o] = top[o];
-        if (own[o] == 0xFF || top[o] - own[o] >= e2m1_as_e4m3::room)
-          passes = max(passes, (top[o] - own[o]) / e2m1_as_e4m3::room + 1);
-      }
-      if (__any_sync(0xFFFFFFFFu, passes > 0)) {
-        passes = __reduce_max_sync(0xFFFFFFFFu, passes);
-        for (int pass = 0; pass < passes; ++pass) {
-          const int below = e2m1_as_e4m3::room * pass;
-          add(bits,
-              {e2m1_as_e4m3::in_pass(own[0], top[0], pass), e2m1_as_e4m3::in_pass(own[1], top[1], pass)},
-              {top[0] - below, top[1] - below}, at);
-        }
-      } else {
-        add(bits, {e2m1_as_e4m3::below(top[0]).at(own[0]), e2m1_as_e4m3::below(top[1]).at(own[1])}, top, at);
-      }
-    } else {
-      const float w[] = {static_cast<float>(scale[0]), static_cast<float>(scale[1])};
-      const std::uint32_t a0[] = {bits[0].x, bits[0].y, bits[0].z, bits[0].w},
-                          a1[] = {bits[1].x, bits[1].y, bits[1].z, bits[1].w};
-#pragma unroll
-      for (int r = 0; r < Rows; ++r) {
-        float part[4] = {};
-        const uint4 b = x[r * pieces + at];
-        multiply_16x8_e4m3(part, a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-        multiply_16x8_e4m3(part, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-        add_diagonal(r, part, w, at);
+        // The scales' product may leave float's range where the result does not.
+        const float own = threadIdx.x / 4 % 2 == 0 ? part[2 * o] : part[2 * o + 1], both = s * w[o];
+        const bool normal = fabsf(both) >= 0x1p-126f && fabsf(both) < infinity<float>;
+        c[r][o] += normal ? own * both : own * s * w[o];
       }
     }
   }
@@ -169,42 +140,9 @@ struct gemv_codes {
   }
 
  private:
-  /// MXFP4 by tables for scales up to `top`.
-  __device__ __forceinline__ void add(const uint4 (&bits)[gemv_outputs],
-                                      const e2m1_as_e4m3 (&table)[gemv_outputs],
-                                      const int (&top)[gemv_outputs], int at) {
-    // Weights have the other sign.
-    const float w[] = {-power_of_two(top[0] - 127 - 6), -power_of_two(top[1] - 127 - 6)};
-    const std::uint32_t sign = *signs;
-    float part[Rows][4] = {};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const auto word = [&](int o) {
-        const uint4& v = bits[o];
-        return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-      };
-      const std::uint32_t w0 = word(0), w1 = word(1);
-      const std::uint32_t a[] = {table[0](w0, sign), table[1](w1, sign), table[0](w0 >> 16, sign),
-                                 table[1](w1 >> 16, sign)};
-#pragma unroll
-      for (int r = 0; r < Rows; ++r) {
-        const uint4 b = x[(r * halves + i / 2) * pieces + at];
-        multiply_16x8_e4m3(part[r], a[0], a[1], a[2], a[3], i % 2 == 0 ? b.x : b.z, i % 2 == 0 ? b.y : b.w);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < Rows; ++r) add_diagonal(r, part[r], w, at);
-  }
-  /// The scales' product may leave float's range where the result does not.
-  __device__ __forceinline__ void add_diagonal(int r, const float (&part)[4], const float (&w)[gemv_outputs],
-                                               int at) {
-    const float s = x_scale[r * blocks + at * count / block];
-#pragma unroll
-    for (int o = 0; o < gemv_outputs; ++o) {
-      const float own = threadIdx.x / 4 % 2 == 0 ? part[2 * o] : part[2 * o + 1], scale = s * w[o];
-      const bool normal = fabsf(scale) >= 0x1p-126f && fabsf(scale) < infinity<float>;
-      c[r][o] += normal ? own * scale : own * s * w[o];
-    }
+  __device__ __forceinline__ float& scale_of(int r, int piece) const {
+    constexpr int per = block / count;
+    return reinterpret_cast<float*>(x + Rows * pieces)[r * ((pieces + per - 1) / per) + piece / per];
   }
 };
 
@@ -215,11 +153,10 @@ struct gemv_arithmetic_of {
   using type = gemv_pairs<W, Rows>;
 };
 #if __CUDA_ARCH__ >= 890
-template <class XView, block_format F, int Rows>
-requires(std::is_same_v<typename view_storage<XView>::type, fp8_activation> &&
-         (std::is_same_v<F, fp8_weight> ||
-          std::is_same_v<F, mxfp4>)) struct gemv_arithmetic_of<bf16, XView, loose_pairs<F>, Rows> {
-  using type = gemv_codes<F, Rows>;
+template <class XView, int Rows>
+requires std::is_same_v<typename view_storage<XView>::type, fp8_activation>
+struct gemv_arithmetic_of<bf16, XView, loose_pairs<fp8_weight>, Rows> {
+  using type = gemv_fp8<Rows>;
 };
 #endif
 template <class T, class XView, class W, int Rows>
