@@ -18,7 +18,7 @@ namespace distill {
 /// All models of one seed.
 struct family {
   std::uint64_t seed = 0;
-  model base, student, imitator, mean;
+  model base, student, on_policy, imitator, mean;
   specialists tuned, reinforced;
 };
 
@@ -38,6 +38,8 @@ inline std::vector<entry> entries() {
                      [tuned, t](family& f) -> trainer& { return tuned ? *f.tuned[t] : *f.reinforced[t]; }});
   all.push_back(
       {"**student after on-policy distillation**", true, [](family& f) -> trainer& { return *f.student; }});
+  all.push_back(
+      {"student of on-policy distillation alone", true, [](family& f) -> trainer& { return *f.on_policy; }});
   all.push_back({"student fine-tuned on the specialists' answers", true,
                  [](family& f) -> trainer& { return *f.imitator; }});
   all.push_back({"mean of the specialists' weights", true, [](family& f) -> trainer& { return *f.mean; }});
@@ -72,8 +74,14 @@ class experiment {
         });
     });
     for_each_family("students", [&](family& f, auto& jobs) {
-      jobs.push_back([&](worker& on) { f.student = distil(on, recipe_, f.seed, *f.base, f.reinforced); });
-      jobs.push_back([&](worker& on) { f.imitator = imitate(on, recipe_, f.seed, *f.base, f.reinforced); });
+      const auto student = [&](model& to, std::int64_t imitated) {
+        jobs.push_back([this, &f, &to, imitated](worker& on) {
+          to = study(on, recipe_, f.seed, *f.base, f.reinforced, imitated);
+        });
+      };
+      student(f.student, recipe_.imitated_steps);
+      student(f.on_policy, 0);
+      student(f.imitator, recipe_.student_steps);
       jobs.push_back([&](worker&) { f.mean = average(f.reinforced); });
     });
     const std::vector<entry> models = entries();

@@ -14,11 +14,13 @@ namespace distill {
 struct recipe {
   std::int64_t base_steps = 250, base_batch = 64;  ///< problems of all tasks, half of them additions
   /// Right answers to the problems of one task, so many that GRPO has something left to do.
-  std::array<std::int64_t, tasks.size()> tuning_steps{200, 40, 100};
+  std::array<std::int64_t, tasks.size()> tuning_steps{400, 40, 100};
   std::int64_t tuning_batch = 64;
   std::int64_t grpo_steps = 20, grpo_prompts = 48, group = 8;  ///< rollouts: groups of answers to prompts
   std::int64_t grpo_updates = 2;                               ///< by each of them
-  std::int64_t student_steps = 400, student_batch = 96;        ///< prompts of all tasks, one answer to each
+  std::int64_t student_steps = 800;
+  std::array<std::int64_t, tasks.size()> student_prompts{64, 32, 32};  ///< one answer to each
+  std::int64_t imitated_steps = 400;  ///< of the student's, first: the answers are the specialists'
   double rate = 5e-3, grpo_rate = 5e-4;
   std::int64_t test_problems = 500;  ///< of each task
 };
@@ -33,7 +35,8 @@ inline recipe quick_recipe() {
           .grpo_prompts = 4,
           .group = 4,
           .student_steps = 12,
-          .student_batch = 24,
+          .student_prompts = {8, 8, 8},
+          .imitated_steps = 6,
           .test_problems = 20};
 }
 

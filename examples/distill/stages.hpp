@@ -10,6 +10,7 @@
 #include <dsv4/train/initialise.hpp>
 #include <dsv4/train/sft_loss.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -126,9 +127,10 @@ struct prompt_batch {
   std::vector<std::string> texts;
   std::vector<tokens> ids;
 
-  prompt_batch(random_bits& random, std::int64_t each, bool from_held_out) {
+  prompt_batch(random_bits& random, const std::array<std::int64_t, tasks.size()>& counts,
+               bool from_held_out) {
     for (std::size_t t = 0; t < tasks.size(); ++t)
-      for (std::int64_t i = 0; i < each; ++i) {
+      for (std::int64_t i = 0; i < counts[t]; ++i) {
         task_of.push_back(t);
         texts.push_back(draw(tasks[t], random, from_held_out));
         ids.push_back(prompt_tokens(texts.back()));
@@ -149,37 +151,37 @@ inline dsv4::distillation<float> listen(worker& on, const specialists& teachers,
   return objective;
 }
 
-/// On-policy distillation: the student's own answers, the specialists' opinion of every token.
-inline model distil(worker& on, const recipe& r, std::uint64_t seed, const trainer& base,
-                    const specialists& teachers) {
+/// Answers that the specialists write to their prompts.
+inline dsv4::rollout_batch ask(worker& on, const specialists& teachers, const prompt_batch& prompts,
+                               std::uint64_t seed) {
+  dsv4::rollout_batch batch;
+  std::size_t first = 0;
+  for (std::size_t t = 0; t < tasks.size(); ++t) {
+    const auto count = static_cast<std::size_t>(std::ranges::count(prompts.task_of, t));
+    on.writer.sample(on.cpu, on.memory, teachers[t]->current(on.cpu),
+                     std::span(prompts.ids).subspan(first, count),
+                     {.most_tokens = longest_answer, .seed = seed + t}, batch);
+    first += count;
+  }
+  return batch;
+}
+
+/// A student of `imitated` steps that learn the specialists' answers, then, to the end, of on-policy
+/// distillation: its own answers, the specialists' opinion of every token.
+inline model study(worker& on, const recipe& r, std::uint64_t seed, const trainer& base,
+                   const specialists& teachers, std::int64_t imitated) {
   model m = start(training(r.rate, r.student_steps), base);
   random_bits random(stage_seed(seed, "student"));
   for (std::int64_t step = 0; step < r.student_steps; ++step) {
-    const prompt_batch prompts(random, r.student_batch / std::int64_t{tasks.size()}, false);
+    const prompt_batch prompts(random, r.student_prompts, false);
+    if (step < imitated) {
+      m->step(on.cpu, on.memory, ask(on, teachers, prompts, random()), dsv4::sft_loss<float>{});
+      continue;
+    }
     dsv4::rollout_batch batch;
     on.writer.sample(on.cpu, on.memory, m->current(on.cpu), prompts.ids,
                      {.most_tokens = longest_answer, .seed = random()}, batch);
     m->step(on.cpu, on.memory, batch, listen(on, teachers, prompts, batch));
-  }
-  return m;
-}
-
-/// For contrast: learns the answers that specialists write to the same prompts.
-inline model imitate(worker& on, const recipe& r, std::uint64_t seed, const trainer& base,
-                     const specialists& teachers) {
-  model m = start(training(r.rate, r.student_steps), base);
-  random_bits random(stage_seed(seed, "student"));
-  for (std::int64_t step = 0; step < r.student_steps; ++step) {
-    const std::int64_t each = r.student_batch / std::int64_t{tasks.size()};
-    const prompt_batch prompts(random, each, false);
-    const std::uint64_t sampling = random();
-    dsv4::rollout_batch batch;
-    for (std::size_t t = 0; t < tasks.size(); ++t)
-      on.writer.sample(
-          on.cpu, on.memory, teachers[t]->current(on.cpu),
-          std::span(prompts.ids).subspan(t * static_cast<std::size_t>(each), static_cast<std::size_t>(each)),
-          {.most_tokens = longest_answer, .seed = sampling + t}, batch);
-    m->step(on.cpu, on.memory, batch, dsv4::sft_loss<float>{});
   }
   return m;
 }
@@ -218,7 +220,7 @@ inline double accuracy(worker& on, const recipe& r, std::uint64_t seed, const ta
 inline double divergence(worker& on, const recipe& r, std::uint64_t seed, const specialists& teachers,
                          trainer& m) {
   random_bits random(stage_seed(seed, "divergence"));
-  const prompt_batch prompts(random, r.test_problems, true);
+  const prompt_batch prompts(random, {r.test_problems, r.test_problems, r.test_problems}, true);
   dsv4::rollout_batch batch;
   on.writer.sample(on.cpu, on.memory, m.current(on.cpu), prompts.ids,
                    {.most_tokens = longest_answer, .seed = random()}, batch);
