@@ -154,7 +154,7 @@ DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* 
   for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
     const bool last = c + chunk >= k;  // else the next chunk of the same rows follows
     const rows_ahead<T> ahead{last ? w + o * ldw : w + c + chunk, ldw, last ? next : o,
-                              std::min(chunk, k - c)};
+                              std::min(chunk, last ? k : k - c - chunk)};
     chunk_nt(x + c, ldx, n, w + c, ldw, o, std::min(chunk, k - c), y, ldy, c > 0, ahead);
   }
 }
@@ -267,8 +267,8 @@ DSV4_TARGET void pack_columns(const T* a, std::int64_t lda, std::int64_t m, std:
 }
 
 /// The same for large k and matrices far apart in memory: the sum over k is taken in equal chunks of at most
-/// outer_depth, the chunks' sums are added in order. m at most outer_block; a and b pass through `scratch`,
-/// where what a tile reads lies together.
+/// outer_depth, the chunks' sums are added in order. m at most outer_block. Where m is more than a few
+/// rows, b passes through `scratch`, as does a if `Transposed`: what a tile reads lies together there.
 template <class T, bool Transposed>
 DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                                   std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add,

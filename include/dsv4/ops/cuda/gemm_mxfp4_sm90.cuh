@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Products of FP8 inputs with MXFP4 weights on Hopper's FP8 matrix units; many at once. Weights are the
 /// left operand, y^T = weight x^T: each warp decodes its own from shared memory to registers, and tiles have
-/// no more columns than there are rows of x.
+/// as many columns as there are rows of x, in steps of 32.
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/decode.cuh>
 #include <dsv4/ops/cuda/gemm_problem.cuh>
 #include <dsv4/ops/cuda/gemm_tiles_sm90.cuh>
 #include <dsv4/ops/cuda/mxfp4_tiles_sm90.cuh>
@@ -144,7 +145,9 @@ class mxfp4_channels {
     }
   }
   /// What weights decoded with the scale `top` are multiplied by. They have the other sign.
-  static __device__ __forceinline__ float weight_scale(int top) { return -power_of_two(top - 127 - 6); }
+  static __device__ __forceinline__ float weight_scale(int top) {
+    return -power_of_two(max(top - 127 - 6, -149));
+  }
 
   template <int N, class Place>
   __device__ void multiply(const Place& place) {
@@ -195,7 +198,7 @@ class mxfp4_channels {
       if (plain && left == 1) last(weights[0]);
     }
 #pragma unroll
-    for (int i = 0; i < N / 2; ++i) sums[i] *= weight_scale(top_[i / 2 % 2]);
+    for (int i = 0; i < N / 2; ++i) sums[i] = fmaf(sums[i], weight_scale(top_[i / 2 % 2]), 0.0f);  // never -0
     for (; left > 0; --left) {  // from the first block on that is not a plain one
       at_->full.wait(at_.parity);
       gemm_mxfp4_stage& stage = *at_;

@@ -4,9 +4,9 @@
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
-#include <dsv4/ops/cuda/decode.cuh>
 #include <dsv4/ops/cuda/gemm_problem.cuh>
 #include <dsv4/ops/cuda/gemv_steps.cuh>
+#include <dsv4/ops/cuda/loose_pairs.cuh>
 #include <dsv4/ops/cuda/sm90.cuh>
 #include <dsv4/ops/cuda/swiglu.cuh>
 

@@ -11,7 +11,6 @@
 #include <dsv4/ops/cuda/decode.cuh>
 #include <dsv4/ops/cuda/gemm_tiles_sm90.cuh>
 #include <dsv4/ops/cuda/sm90.cuh>
-#include <dsv4/ops/cuda/tensor_copy_sm90.cuh>
 
 #include <cstdint>
 
@@ -83,11 +82,11 @@ struct e8m0_words {
   __device__ void load(int i, std::uint32_t (&to)[words]) const {
     if (aligned && Bytes * (i + 1) <= count) {
       if constexpr (words == 4)
-        asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+        asm volatile("ld.global.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                      : "l"(from + Bytes * i));
       else
-        asm volatile("ld.global.nc.L2::128B.u32 %0, [%1];" : "=r"(to[0]) : "l"(from + Bytes * i));
+        asm volatile("ld.global.L2::128B.u32 %0, [%1];" : "=r"(to[0]) : "l"(from + Bytes * i));
     } else {
 #pragma unroll
       for (int w = 0; w < words; ++w) to[w] = 0;
@@ -137,7 +136,7 @@ __device__ __forceinline__ int2 range_of(std::uint32_t scales) {
 }
 
 /// Whether sums of products with such a scale, or with two, stay in float's range.
-__device__ __forceinline__ bool ordinary(int scale) { return static_cast<unsigned>(scale - 64) <= 126u; }
+__device__ __forceinline__ bool ordinary(int scale) { return static_cast<unsigned>(scale - 64) <= 127u; }
 
 /// Whether all of a word's scales are `top` or up to `e2m1_as_e4m3::room` - 1 below, of an ordinary `top`.
 __device__ __forceinline__ bool covered(std::uint32_t scales, int top) {

@@ -43,10 +43,6 @@ __device__ __forceinline__ void wait_for_copy_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-/// Has the L2 cache fetch the line that holds `at`.
-__device__ __forceinline__ void bring_to_l2(const void* at) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-}
 /// `bytes` from shared to global memory, later; a multiple of 16, as both addresses are.
 __device__ __forceinline__ void store_bulk(void* to, std::uint32_t from, int bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
