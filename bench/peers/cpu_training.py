@@ -39,6 +39,9 @@ class Muon:
     @torch.no_grad()
     def step(self):
         for group in self.groups:
+            group = [p for p in group if p.grad is not None]  # none reaches the indexers
+            if not group:
+                continue
             for p in group:
                 self.velocity[p].mul_(self.momentum).add_(p.grad)
             rows, columns = group[0].shape[-2:]
