@@ -78,6 +78,16 @@ __device__ __forceinline__ void decode_16(const uint4& codes, e8m0 scale,
   }
 }
 
+/// Whether neither zero, subnormal, infinite nor NaN.
+__device__ __forceinline__ bool is_normal(float v) {
+  return fabsf(v) >= 0x1p-126f && fabsf(v) < infinity<float>;
+}
+/// value x w. The scales' product may leave float's range where the result does not.
+__device__ __forceinline__ float scaled(float value, float x, float w) {
+  const float both = x * w;
+  return is_normal(both) ? value * both : value * x * w;
+}
+
 /// 2^e, e >= -149.
 __device__ __forceinline__ float power_of_two(int e) {
   return __uint_as_float(e >= -126 ? static_cast<unsigned>(e + 127) << 23 : 1u << (149 + e));

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/decode.cuh>
 #include <dsv4/ops/cuda/fp8_tiles_sm90.cuh>
 #include <dsv4/ops/cuda/gemm_problem.cuh>
 #include <dsv4/ops/cuda/gemm_tiles_sm90.cuh>
@@ -23,8 +24,7 @@ template <int N>
 __device__ __forceinline__ void add_scaled(float* sums, const float (&part)[N], float x_0, float x_1,
                                            float w) {
   const float scale_0 = x_0 * w, scale_1 = x_1 * w;
-  const auto normal = [](float v) { return fabsf(v) >= 0x1p-126f && fabsf(v) < infinity<float>; };
-  if (__all_sync(0xFFFFFFFFu, normal(scale_0) && normal(scale_1))) {
+  if (__all_sync(0xFFFFFFFFu, is_normal(scale_0) && is_normal(scale_1))) {
     // Not in C++, where the compiler would share the addition with the other branch, for a product more.
 #pragma unroll
     for (int i = 0; i < N; ++i)
@@ -120,8 +120,7 @@ __global__ void __launch_bounds__(gemm_fp8_shape::threads, 1)
 
   take_registers<shape::consumer_registers>();
   const int warp = thread % 128 / 32, first_row = 64 * group + 16 * warp;
-  const bool in_16 = reinterpret_cast<std::uintptr_t>(p.y.data) % 16 == 0 && p.y.extent[1] % 8 == 0 &&
-                     p.y.stride[0] % 8 == 0 && p.y_batch % 8 == 0;
+  const bool whole = in_16(p.y, p.y_batch);
   for (int tile = static_cast<int>(blockIdx.x); tile < count; tile += static_cast<int>(gridDim.x)) {
     const auto at = tiles[tile];
     float sums[shape::columns / 2];
@@ -163,7 +162,7 @@ __global__ void __launch_bounds__(gemm_fp8_shape::threads, 1)
       }
     }
     bf16* const y = p.y.data + at.group * p.y_batch;
-    if (in_16)
+    if (whole)
       store_rows(p.y, at.row + first_row, at.row + at.rows, at.column, y, m.y[thread / 32], sums);
     else
       store_sums<shape::columns>(p, at.row + first_row + lane / 4, at.row + at.rows,

@@ -37,8 +37,7 @@ class mxfp4_channels {
     for (int k = 0; k < 4; ++k) codes_at_[k] = narrow_tile_offset(row_, k) + 2 * (lane_ % 4);
     // From memory: a constant the compiler would bring to a register for every use.
     asm volatile("ld.shared.b32 %0, [%1];" : "=r"(signs_) : "r"(shared_address(&m.signs)));
-    in_16_ = reinterpret_cast<std::uintptr_t>(p.y.data) % 16 == 0 && p.y.extent[1] % 8 == 0 &&
-             p.y.stride[0] % 8 == 0 && p.y_batch % 8 == 0;
+    whole_ = in_16(p.y, p.y_batch);
   }
 
   template <class Place>
@@ -68,7 +67,7 @@ class mxfp4_channels {
   e2m1_as_e4m3 table_[2];
   std::uint32_t signs_;
   std::uint32_t codes_at_[4];
-  bool in_16_;
+  bool whole_;  ///< whether rows of y are copied
 
   using fragments = std::uint32_t[4][4];
 
@@ -133,16 +132,12 @@ class mxfp4_channels {
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sums[i] = fmaf(part[i], x[i / 4 * 2 + i % 2], sums[i]);
   }
-  /// The same, with weights' scales w. The scales' product may leave float's range where the result does not.
+  /// The same, with weights' scales w.
   template <int N>
   static __device__ __forceinline__ void add(const float (&part)[N / 2], const float (&x)[N / 4],
                                              const float (&w)[2], float (&sums)[N / 2]) {
 #pragma unroll
-    for (int i = 0; i < N / 2; ++i) {
-      const float x_i = x[i / 4 * 2 + i % 2], w_i = w[i / 2 % 2], scale = x_i * w_i;
-      const bool normal = fabsf(scale) >= 0x1p-126f && fabsf(scale) < infinity<float>;
-      sums[i] += normal ? part[i] * scale : part[i] * x_i * w_i;
-    }
+    for (int i = 0; i < N / 2; ++i) sums[i] += scaled(part[i], x[i / 4 * 2 + i % 2], w[i / 2 % 2]);
   }
   /// What weights decoded with the scale `top` are multiplied by. They have the other sign.
   static __device__ __forceinline__ float weight_scale(int top) {
@@ -245,7 +240,7 @@ class mxfp4_channels {
     const int width = static_cast<int>(max(std::int64_t{0}, min(p_.y.extent[1] - column, std::int64_t{64})));
     if (own < at.rows && width > 0) {
       auto* const row = p_.y.data + at.group * p_.y_batch + (at.row + own) * p_.y.stride[0] + column;
-      if (in_16_)
+      if (whole_)
         store_bulk(row, y + own * shape::y_pitch, width * 2);
       else
         for (int i = 0; i < width; ++i)

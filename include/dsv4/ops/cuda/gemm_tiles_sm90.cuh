@@ -89,6 +89,14 @@ __host__ __device__ bool in_pairs(const matrix_view<T, space::device>& y, std::i
   return y.extent[1] % 2 == 0 && y.stride[0] % 2 == 0 && batch % 2 == 0;
 }
 
+/// Whether rows of y can be written in pieces of 16 bytes.
+template <class T>
+__host__ __device__ bool in_16(const matrix_view<T, space::device>& y, std::int64_t batch) {
+  constexpr int n = 16 / sizeof(T);
+  return reinterpret_cast<std::uintptr_t>(y.data) % 16 == 0 && y.extent[1] % n == 0 && y.stride[0] % n == 0 &&
+         batch % n == 0;
+}
+
 /// A thread's part of a tile of y, from row `row` and column `column` on: y = sums, or y += sums.
 template <int Columns, class T, class Problem>
 __device__ __forceinline__ void store_sums(const Problem& p, std::int64_t row, std::int64_t rows, int column,

@@ -123,10 +123,8 @@ struct gemv_fp8 {
       const float s = scale_of(r, at);
 #pragma unroll
       for (int o = 0; o < gemv_outputs; ++o) {
-        // The scales' product may leave float's range where the result does not.
-        const float own = threadIdx.x / 4 % 2 == 0 ? part[2 * o] : part[2 * o + 1], both = s * w[o];
-        const bool normal = fabsf(both) >= 0x1p-126f && fabsf(both) < infinity<float>;
-        c[r][o] += normal ? own * both : own * s * w[o];
+        const float own = threadIdx.x / 4 % 2 == 0 ? part[2 * o] : part[2 * o + 1];
+        c[r][o] += scaled(own, s, w[o]);
       }
     }
   }
