@@ -26,11 +26,11 @@ result run(const store& m, const rollout_batch& b, routing* record, const routin
   const auto c = pass::context::take(w, b.offsets(), {});
   const auto embedded = w.take<double>(b.rows(), rollout_model.hidden_size);
   if (kept)
-    pass::forward(p, w, kept->as_model(m.views(), b.tokens(), embedded),
+    pass::forward(p, w, kept->as_model(p, m.views(), b.tokens(), embedded),
                   {b.offsets(), kept->row_numbers(), b.targets(), {}}, c);
   else
     pass::forward(p, w, m.views(), {b.offsets(), b.tokens(), b.targets(), {}}, c);
-  if (record) record->record(c);
+  if (record) record->record(p, c);
   result r;
   r.hidden.assign(c.trunk.hidden.data, c.trunk.hidden.data + c.trunk.hidden.size());
   for (const auto& ffn : c.ffn) r.chosen.emplace_back(ffn.chosen.data, ffn.chosen.data + ffn.chosen.size());
@@ -71,9 +71,12 @@ TEST_CASE("rollout_routing: rows that share a token add to its embedding's gradi
   const std::vector<std::int32_t> tokens{2, 0, 2};
   const std::vector<double> drows{1, 2, 3, 4, 5, 6};
   std::vector<double> dembed{10, 10, 10, 10, 10, 10};
-  routing::add_embedding_gradients<double>({tokens.data(), 3}, {drows.data(), 3, 2}, {dembed.data(), 3, 2});
+  const exec::cpu p(2);
+  workspace w;
+  const matrix_view<const double> rows(drows.data(), 3, 2);
+  routing::add_embedding_gradients(p, w, {tokens.data(), 3}, rows, matrix_view<double>(dembed.data(), 3, 2));
   CHECK(dembed == std::vector<double>{13, 14, 10, 10, 16, 18});
-  routing::add_embedding_gradients<double>({tokens.data(), 3}, {drows.data(), 3, 2}, {});
+  routing::add_embedding_gradients(p, w, {tokens.data(), 3}, rows, matrix_view<double>());
 }
 
 TEST_CASE("rollout_routing: what it refuses") {

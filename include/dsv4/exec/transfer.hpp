@@ -4,10 +4,13 @@
 #pragma once
 
 #include <dsv4/exec/policy.hpp>
+#include <dsv4/exec/workspace.hpp>
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 namespace dsv4 {
 
@@ -37,6 +40,28 @@ requires(P::memory == space::host) void copy_values(const P&, const view<const T
 template <policy P, class T, int R>
 requires(P::memory == space::host) void fetch(const P&, const view<T, R>& from, std::remove_const_t<T>* to) {
   std::copy_n(from.data, from.size(), to);
+}
+
+/// `fetch` into an array of its own.
+template <policy P, class T, int R, space S>
+std::vector<std::remove_const_t<T>> fetched(const P& p, const view<T, R, S>& from) {
+  std::vector<std::remove_const_t<T>> values(static_cast<std::size_t>(from.size()));
+  fetch(p, from, values.data());
+  return values;
+}
+
+/// The caller's elements where the policy can read them: on the host where they are, on a device in a copy
+/// that is taken from `w`.
+template <class T, policy P, space S>
+vector_view<const T, S> reachable(const P& p, basic_workspace<S>& w, std::span<const T> from) {
+  const auto size = static_cast<std::int64_t>(from.size());
+  if constexpr (S == space::host) {
+    return {from.data(), size};
+  } else {
+    const auto copy = w.template take<T>(size);
+    send(p, from.data(), copy);
+    return copy;
+  }
 }
 
 }  // namespace dsv4

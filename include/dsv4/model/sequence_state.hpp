@@ -59,21 +59,23 @@ class sequence_state {
     copy.restore(*this);
     return copy;
   }
+  void restore(const sequence_state& saved) requires(S == space::host) { restore(exec::reference{}, saved); }
   /// Becomes what `saved` is. Both must have been made with the same `rewind`.
-  void restore(const sequence_state& saved) requires(S == space::host) {
+  template <policy P>
+  void restore(const P& p, const sequence_state& saved) {
     expect_extent("sequence_state::restore", "rewind", saved.rewind_, rewind_);
     for (int i = 0; i < layers; ++i) {
       const std::int64_t used = saved.position(i);
       auto& to = cache(i);
-      to.reserve(exec::reference{}, used, 0);
-      std::vector<matrix_view<T>> targets;
-      attention_cache<T>::for_each_array(to, used,
-                                         [&](matrix_view<T> m, std::int64_t) { targets.push_back(m); });
+      to.reserve(p, used, 0);
+      std::vector<matrix_view<T, S>> targets;
+      attention_cache<T, S>::for_each_array(to, used,
+                                            [&](matrix_view<T, S> m, std::int64_t) { targets.push_back(m); });
       auto target = targets.begin();
-      attention_cache<T>::for_each_array(
-          saved.cache(i), used, [&](matrix_view<const T> m, std::int64_t rows) {
-            copy_rows<T>::forward(exec::reference{}, {m, 0, 0, rows}, {*target++});
-          });
+      attention_cache<T, S>::for_each_array(saved.cache(i), used,
+                                            [&](matrix_view<const T, S> m, std::int64_t rows) {
+                                              copy_rows<T, S>::forward(p, {m, 0, 0, rows}, {*target++});
+                                            });
     }
     length_ = saved.length_, mtp_length_ = saved.mtp_length_;
     newest_ = saved.newest_, mtp_newest_ = saved.mtp_newest_;

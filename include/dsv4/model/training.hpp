@@ -160,12 +160,6 @@ struct training {
     fill(p, v, T(value));
     return v;
   }
-  template <policy P, class U>
-  static std::vector<std::remove_const_t<U>> fetched(const P& p, vector_view<U, S> v) {
-    std::vector<std::remove_const_t<U>> values(static_cast<std::size_t>(v.extent[0]));
-    fetch(p, v, values.data());
-    return values;
-  }
 
   /// Cross-entropy of `hidden` by the shared head, row by row, and gradients where dhidden is wanted.
   template <policy P>

@@ -7,4 +7,5 @@
 #include <dsv4/train/cuda/gradient_clip.cuh>
 #include <dsv4/train/cuda/muon.cuh>
 #include <dsv4/train/cuda/newton_schulz.cuh>
+#include <dsv4/train/cuda/opd_loss.cuh>
 #include <dsv4/train/cuda/router_balance.cuh>

@@ -3,6 +3,7 @@
 /// over the full vocabulary.
 #pragma once
 
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/tensor/buffer.hpp>
 #include <dsv4/train/opd_loss.hpp>
 #include <dsv4/train/rollout_pass.hpp>
@@ -21,7 +22,7 @@ namespace dsv4 {
 /// data: sampling them is not differentiated (report, equation 29). Of each teacher its last hidden states of
 /// the batch are kept, and its head; its logits exist a tile at a time. They are found once per batch,
 /// however many passes follow.
-template <class T>
+template <class T, space S = space::host>
 class distillation {
  public:
   /// `batch` must outlive this, and so must the teachers' weights. `tile`: columns of the vocabulary at a
@@ -32,7 +33,7 @@ class distillation {
   /// sequence i listens to it; it passes over those alone whose weight is not 0. Throws contract_error for
   /// another number of weights, or a negative one.
   template <model_config C, numerics_config Q, policy P>
-  void add_teacher(const P& p, workspace& w, const model_parameters<T, Q>& teacher,
+  void add_teacher(const P& p, basic_workspace<S>& w, const model_parameters<T, Q, S>& teacher,
                    std::span<const double> weight) {
     static_assert(std::is_same_v<typename storage_types<T, Q>::wide, T>,
                   "dsv4: a teacher's head must be in the scalar type");
@@ -45,16 +46,18 @@ class distillation {
                              std::to_string(own));
       if (own != 0) listening.add(*batch_, i);
     }
-    entry e{buffer<T>(batch_->answer_rows() * C.hidden_size), C.hidden_size, teacher.head,
+    entry e{buffer<T, S>(batch_->answer_rows() * C.hidden_size), C.hidden_size, teacher.head,
             std::vector<T>(weight.begin(), weight.end())};
-    const workspace_scope scope(w);
-    const auto found = w.take<T>(listening.answer_rows(), C.hidden_size);
-    if (listening.size() > 0) rollout_pass<C, T, Q>::hidden_states(p, w, teacher, listening, found);
+    const auto all = e.hidden.as(batch_->answer_rows(), std::int64_t{C.hidden_size});
+    const workspace_scope<S> scope(w);
+    const auto found = take<T>(w, listening.answer_rows(), C.hidden_size);
+    if (listening.size() > 0)
+      rollout_pass<C, T, Q, recompute::nothing, S>::hidden_states(p, w, teacher, listening, found);
     std::int64_t from = 0;
     for (std::int64_t i = 0; i < batch_->size(); ++i) {
       if (weight[static_cast<std::size_t>(i)] == 0) continue;
       const std::int64_t begin = batch_->answer_offsets()(i), n = batch_->answer_offsets()(i + 1) - begin;
-      std::copy_n(&found(from, 0), n * C.hidden_size, e.hidden.data() + begin * C.hidden_size);
+      copy_rows<T, S>::forward(p, {found, from, begin, n}, {all});
       from += n;
     }
     teachers_.push_back(std::move(e));
@@ -64,31 +67,31 @@ class distillation {
   /// listen to the same teachers are taken together, and only those teachers' heads are read: sort a batch by
   /// teacher.
   template <policy P>
-  double operator()(const P& p, workspace& w, const answer_states<T>& s) {
+  double operator()(const P& p, basic_workspace<S>& w, const answer_states<T, S>& s) {
     const std::int64_t count = s.hidden.extent[0];
     const auto& offsets = batch_->answer_offsets();
     expect_extent("distillation", "answer rows", count, batch_->answer_rows());
-    if (s.dhidden.data) std::fill_n(s.dhidden.data, s.dhidden.size(), T(0));
+    if (s.dhidden.data) fill(p, s.dhidden, T(0));
     double loss = 0;
     calls_ = 0;
     for (std::int64_t first = 0, last = 0; first < batch_->size(); first = last) {
       for (last = first + 1; last < batch_->size() && same_teachers(first, last);) ++last;
-      const workspace_scope scope(w);
+      const workspace_scope<S> scope(w);
       const std::int64_t begin = offsets(first), rows = offsets(last) - begin;
-      std::vector<opd_teacher<T>> teachers;
+      std::vector<opd_teacher<T, S>> teachers;
       for (const entry& e : teachers_) {
         if (e.weight[at(first)] == 0) continue;
-        const auto weight = w.take<T>(rows);
+        const auto weight = take<T>(w, rows);
         for (std::int64_t i = first; i < last; ++i)
-          std::fill(&weight(offsets(i) - begin), weight.data + offsets(i + 1) - begin, e.weight[at(i)]);
+          fill(p, weight.rows(offsets(i) - begin, offsets(i + 1) - offsets(i)), e.weight[at(i)]);
         teachers.push_back(
-            {matrix_view<const T>(e.hidden.data() + begin * e.width, rows, e.width), e.head, weight});
+            {matrix_view<const T, S>(e.hidden.data() + begin * e.width, rows, e.width), e.head, weight});
       }
       if (teachers.empty()) continue;
-      const auto losses = w.take<T>(rows);
-      loss +=
-          opd_loss<T>::forward(p, w, {s.hidden.rows(begin, rows), s.head, teachers, 1 / double(count), tile_},
-                               {losses, s.dhidden.data ? s.dhidden.rows(begin, rows) : s.dhidden, s.dhead});
+      const auto losses = take<T>(w, rows);
+      loss += opd_loss<T, S>::forward(
+          p, w, {s.hidden.rows(begin, rows), s.head, teachers, 1 / double(count), tile_},
+          {losses, s.dhidden.data ? s.dhidden.rows(begin, rows) : s.dhidden, s.dhead});
       ++calls_;
     }
     return loss;
@@ -106,9 +109,9 @@ class distillation {
 
  private:
   struct entry {
-    buffer<T> hidden;  // (answer rows, width), zero where nobody listens
+    buffer<T, S> hidden;  // (answer rows, width), zero where nobody listens
     std::int64_t width;
-    matrix_view<const T> head;
+    matrix_view<const T, S> head;
     std::vector<T> weight;  // of every sequence
   };
   static std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }

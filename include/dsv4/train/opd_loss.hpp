@@ -6,6 +6,7 @@
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/exec/workspace.hpp>
 #include <dsv4/ops/linear.hpp>
 
@@ -62,92 +63,106 @@ struct opd_gradient {
   }
 };
 
+/// Between the passes, from statistics s of the student and q_i of teacher i, by rows:
+///   lse = log_sum(s),   w = sum_i w_i,   c = sum_i w_i log_sum(q_i) over the teachers of weight,
+///   losses = w (s.sum_x / s.sum - lse) - (s.sum_m / s.sum - c).
+template <class T, space S = space::host>
+struct opd_divergence {
+  static constexpr space memory = S;
+  struct inputs {
+    vector_view<const opd_statistics<T>, S> student;   // (N)
+    matrix_view<const opd_statistics<T>, S> teachers;  // (E, N)
+    matrix_view<const T, S> weights;                   // (E, N), w_i
+  };
+  struct outputs {
+    vector_view<T, S> losses, lse, w, c;  // (N) each
+  };
+  template <policy P>
+  static void forward(const P& p, const inputs& in, const outputs& out) {
+    detail::dispatch<opd_divergence>(p, in, out);
+  }
+};
+
 /// A teacher E_i: its last hidden states (after the final norm) of the student's tokens, kept instead of its
 /// logits, its head, and how much each token listens to it; 0 where the prompt is not of its domain.
-template <class T>
+template <class T, space S = space::host>
 struct opd_teacher {
-  matrix_view<const T> hidden;  // (N, D_i)
-  matrix_view<const T> head;    // (V, D_i)
-  vector_view<const T> weight;  // (N), w_i
+  matrix_view<const T, S> hidden;  // (N, D_i)
+  matrix_view<const T, S> head;    // (V, D_i)
+  vector_view<const T, S> weight;  // (N), w_i
 };
 
 /// L = scale sum_t sum_i w_i[t] KL(pi_t || q_it): pi of the student's logits z = hidden head^T, q_i of
 /// teacher i's. With lp = log pi, m = sum_i w_i log q_i, W = sum_i w_i and l = sum_v pi (W lp - m), per
 /// token:
 ///   L = l,   dL/dz = pi (W lp - m - l).
-/// Two passes over vocabulary tiles; memory is 2 N x tile numbers, whatever the vocabulary and the number of
-/// teachers. Source: report, equation 29. Heads are used one tile after the other in the order of `teachers`.
-template <class T>
+/// Two passes over vocabulary tiles; memory is 2 N x tile numbers, whatever the vocabulary, and a few per
+/// token and teacher. Source: report, equation 29. Heads are used one tile after the other in the order of
+/// `teachers`.
+template <class T, space S = space::host>
 struct opd_loss {
   struct inputs {
-    matrix_view<const T> hidden;  // (N, D), after the final norm
-    matrix_view<const T> head;    // (V, D)
-    std::span<const opd_teacher<T>> teachers;
+    matrix_view<const T, S> hidden;  // (N, D), after the final norm
+    matrix_view<const T, S> head;    // (V, D)
+    std::span<const opd_teacher<T, S>> teachers;
     double scale = 1;          ///< 1 / the batch's tokens makes it a mean
     std::int64_t tile = 1024;  ///< columns of the vocabulary at a time
   };
   struct outputs {
-    vector_view<T> losses;   // (N), l of every token, unscaled
-    matrix_view<T> dhidden;  // (N, D), =, or empty
-    matrix_view<T> dhead;    // (V, D), +=, or empty
+    vector_view<T, S> losses;   // (N), l of every token, unscaled
+    matrix_view<T, S> dhidden;  // (N, D), =, or empty
+    matrix_view<T, S> dhead;    // (V, D), +=, or empty
   };
 
-  /// Returns L.
+  /// Returns L, which is the host's: on a device this waits, once everything is queued.
   template <policy P>
-  static double forward(const P& p, workspace& w, const inputs& in, const outputs& out) {
+  static double forward(const P& p, basic_workspace<S>& w, const inputs& in, const outputs& out) {
     const std::int64_t rows = in.hidden.extent[0], vocabulary = in.head.extent[0];
+    const auto count = static_cast<std::int64_t>(in.teachers.size());
     check(in, out);
-    workspace_scope scope(w);
+    const workspace_scope<S> scope(w);
     const std::int64_t tile = std::min(in.tile, vocabulary);
-    const auto z = w.take<T>(rows, tile), m = w.take<T>(rows, tile);
-    const auto student = w.take<opd_statistics<T>>(rows);
-    const auto lse = w.take<T>(rows), total = w.take<T>(rows), c = w.take<T>(rows);
-    std::fill_n(student.data, rows, opd_statistics<T>{});
-    const auto experts = w.take<opd_statistics<T>>(static_cast<std::int64_t>(in.teachers.size()), rows);
-    std::fill_n(experts.data, experts.size(), opd_statistics<T>{});
+    const auto z = take<T>(w, rows, tile), m = take<T>(w, rows, tile);
+    const auto student = take<opd_statistics<T>>(w, rows);
+    const auto experts = take<opd_statistics<T>>(w, count, rows);
+    const auto weights = take<T>(w, count, rows);
+    const auto lse = take<T>(w, rows), total = take<T>(w, rows), c = take<T>(w, rows);
+    fill(p, student, {});
+    if (count > 0) fill(p, experts, {});
+    for (std::int64_t i = 0; i < count; ++i)
+      copy_values(p, in.teachers[static_cast<std::size_t>(i)].weight, weights[i]);
 
     // m of a tile, up to the teachers' normalisation c; in the first pass that is found too.
-    const auto teach = [&](std::int64_t begin, std::int64_t n, bool first) {
-      const auto some = m.columns(0, n);
-      for (std::int64_t t = 0; t < rows; ++t) std::fill_n(some.data + t * some.stride[0], n, T(0));
-      for (std::size_t i = 0; i < in.teachers.size(); ++i) {
-        const opd_teacher<T>& e = in.teachers[i];
-        const auto logits = z.columns(0, n);
-        linear<T>::forward(p, {e.hidden, e.head.rows(begin, n)}, {logits});
-        opd_accumulate<T>::forward(
-            p, {logits, e.weight},
-            {some, first ? experts[static_cast<std::int64_t>(i)] : vector_view<opd_statistics<T>>{}});
+    const auto teach = [&](std::int64_t begin, matrix_view<T, S> logits, matrix_view<T, S> sum, bool first) {
+      fill(p, sum, T(0));
+      for (std::int64_t i = 0; i < count; ++i) {
+        const opd_teacher<T, S>& e = in.teachers[static_cast<std::size_t>(i)];
+        linear<T, S>::forward(p, {e.hidden, e.head.rows(begin, logits.extent[1])}, {logits});
+        opd_accumulate<T, S>::forward(p, {logits, e.weight},
+                                      {sum, first ? experts[i] : vector_view<opd_statistics<T>, S>{}});
       }
     };
     for (std::int64_t v = 0; v < vocabulary; v += tile) {
       const std::int64_t n = std::min(tile, vocabulary - v);
-      teach(v, n, true);
-      linear<T>::forward(p, {in.hidden, in.head.rows(v, n)}, {z.columns(0, n)});
-      opd_accumulate<T>::forward(p, {z.columns(0, n), {}}, {m.columns(0, n), student});
+      const matrix_view<T, S> logits(z.data, rows, n), sum(m.data, rows, n);
+      teach(v, logits, sum, true);
+      linear<T, S>::forward(p, {in.hidden, in.head.rows(v, n)}, {logits});
+      opd_accumulate<T, S>::forward(p, {logits, {}}, {sum, student});
     }
-    double loss = 0;
-    for (std::int64_t t = 0; t < rows; ++t) {
-      T weight = 0, shift = 0;
-      for (std::size_t i = 0; i < in.teachers.size(); ++i) {
-        const T own = in.teachers[i].weight(t);
-        weight += own;
-        if (own != 0) shift += own * experts(static_cast<std::int64_t>(i), t).log_sum();
-      }
-      const opd_statistics<T>& s = student(t);
-      lse(t) = s.log_sum(), total(t) = weight, c(t) = shift;
-      out.losses(t) = weight * (s.sum_x / s.sum - lse(t)) - (s.sum_m / s.sum - shift);
-      loss += double(out.losses(t));
-    }
+    opd_divergence<T, S>::forward(p, {student, experts, weights}, {out.losses, lse, total, c});
     if (out.dhidden.data || out.dhead.data)
       for (std::int64_t v = 0; v < vocabulary; v += tile) {
         const std::int64_t n = std::min(tile, vocabulary - v);
-        teach(v, n, false);
-        const auto logits = z.columns(0, n);
-        linear<T>::forward(p, {in.hidden, in.head.rows(v, n)}, {logits});
-        opd_gradient<T>::forward(p, {m.columns(0, n), lse, total, c, out.losses, T(in.scale)}, {logits});
-        linear<T>::backward(p, w, {in.hidden, in.head.rows(v, n)}, {logits},
-                            {out.dhidden, out.dhead.data ? out.dhead.rows(v, n) : matrix_view<T>{}, v > 0});
+        const matrix_view<T, S> logits(z.data, rows, n), sum(m.data, rows, n);
+        teach(v, logits, sum, false);
+        linear<T, S>::forward(p, {in.hidden, in.head.rows(v, n)}, {logits});
+        opd_gradient<T, S>::forward(p, {sum, lse, total, c, out.losses, T(in.scale)}, {logits});
+        linear<T, S>::backward(
+            p, w, {in.hidden, in.head.rows(v, n)}, {logits},
+            {out.dhidden, out.dhead.data ? out.dhead.rows(v, n) : matrix_view<T, S>{}, v > 0});
       }
+    double loss = 0;
+    for (const T l : fetched(p, out.losses)) loss += double(l);
     return in.scale * loss;
   }
 
@@ -200,6 +215,28 @@ struct kernel<opd_gradient<T>, exec::reference> {
       }
   }
 };
+
+template <class T>
+struct kernel<opd_divergence<T>, exec::reference> {
+  using op = opd_divergence<T>;
+  static void forward(const auto&, const typename op::inputs& in, const typename op::outputs& out) {
+    for (std::int64_t t = 0; t < in.student.extent[0]; ++t) {
+      T weight = 0, shift = 0;
+      for (std::int64_t i = 0; i < in.weights.extent[0]; ++i) {
+        const T own = in.weights(i, t);
+        weight += own;
+        if (own != 0) shift += own * in.teachers(i, t).log_sum();
+      }
+      const opd_statistics<T>& s = in.student(t);
+      out.lse(t) = s.log_sum(), out.w(t) = weight, out.c(t) = shift;
+      out.losses(t) = weight * (s.sum_x / s.sum - out.lse(t)) - (s.sum_m / s.sum - shift);
+    }
+  }
+};
+
+/// A few operations a row: nothing to share out.
+template <class T>
+struct kernel<opd_divergence<T>, exec::cpu> : kernel<opd_divergence<T>, exec::reference> {};
 
 template <class T>
 struct kernel<opd_accumulate<T>, exec::cpu>;  // in train/cpu/opd_loss.hpp

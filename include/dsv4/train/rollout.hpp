@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv4/core/hash.hpp>
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/model/sampler.hpp>
 #include <dsv4/model/transformer.hpp>
 #include <dsv4/train/rollout_batch.hpp>
@@ -36,11 +37,12 @@ double log_probability(std::span<const T> logits, std::int32_t token) {
   return double(logits[static_cast<std::size_t>(token)]) - top - std::log(sum);
 }
 
-/// Writes answers token by token, all of a call at once. Keeps the sequences' caches from call to call, so
-/// that calls of the same size allocate little. Move-only.
-template <model_config C, class T = float, numerics_config Q = numerics::float32>
+/// Writes answers token by token, all of a call at once, by a model in memory space `S`. Keeps the sequences'
+/// caches from call to call, so that calls of the same size allocate little. Tokens are chosen by the host:
+/// on a device it waits for the logits of each. Move-only.
+template <model_config C, class T = float, numerics_config Q = numerics::float32, space S = space::host>
 class rollout {
-  using model = transformer<C, T, Q>;
+  using model = transformer<C, T, Q, S>;
 
  public:
   /// Appends `answers` answers to prompt 0, then to prompt 1, and so on. Each answer has a random sequence of
@@ -48,12 +50,12 @@ class rollout {
   /// whole vocabulary, however its token was chosen. An answer without a stop token was cut off. Throws
   /// contract_error for an empty prompt.
   template <policy P>
-  void sample(const P& p, workspace& w, const model_parameters<T, Q>& weights,
+  void sample(const P& p, basic_workspace<S>& w, const model_parameters<T, Q, S>& weights,
               std::span<const std::vector<std::int32_t>> prompts, const rollout_options& o,
               rollout_batch& batch) {
     expect(o.answers >= 1, "rollout", "answers", "at least 1", o.answers);
     expect(o.most_tokens >= 1, "rollout", "most_tokens", "at least 1", o.most_tokens);
-    const workspace_scope scope(w);
+    const workspace_scope<S> scope(w);
     const auto count = static_cast<std::int64_t>(prompts.size()) * o.answers;
     const std::int32_t stop = o.stop_token < 0 ? C.eos_token_id : o.stop_token;
     while (static_cast<std::int64_t>(states_.size()) < count) states_.emplace_back();
@@ -64,9 +66,9 @@ class rollout {
       all.push_back({sampler(o.temperature, o.top_p, detail::splitmix64(seed + std::uint64_t(i))), {}, {}});
     }
 
-    const auto logits = w.take<T>(count, C.vocab_size);
-    const auto first = logits.rows(0, static_cast<std::int64_t>(prompts.size()));
-    prefill(p, w, weights, prompts, o.answers, first);
+    const auto logits = take<T>(w, count, C.vocab_size);
+    prefill(p, w, weights, prompts, o.answers, logits);
+    const auto first = on_host(p, logits.rows(0, static_cast<std::int64_t>(prompts.size())));
     std::vector<std::int64_t> writing;  // answers that are not finished
     for (std::int64_t i = 0; i < count; ++i)
       if (all[at(i)].take(row(first, i / o.answers), stop, o.most_tokens)) writing.push_back(i);
@@ -78,8 +80,8 @@ class rollout {
         tokens.push_back(all[at(i)].tokens.back());
       }
       const auto n = static_cast<std::int64_t>(writing.size());
-      const auto next = logits.rows(0, n);
-      model::forward(p, w, weights, {segments, {tokens.data(), n}}, {next, {}});
+      extend(p, w, weights, segments, tokens, logits.rows(0, n));
+      const auto next = on_host(p, logits.rows(0, n));
       std::vector<std::int64_t> left;
       for (std::int64_t j = 0; j < n; ++j)
         if (all[at(writing[at(j)])].take(row(next, j), stop, o.most_tokens)) left.push_back(writing[at(j)]);
@@ -109,11 +111,32 @@ class rollout {
     return {m.data + i * m.stride[0], static_cast<std::size_t>(m.extent[1])};
   }
 
+  /// Logits where the host can read them, until the next call.
+  template <policy P>
+  matrix_view<const T> on_host(const P& p, matrix_view<const T, S> logits) {
+    if constexpr (S == space::host) {
+      return logits;
+    } else {
+      fetched_.resize(static_cast<std::size_t>(logits.size()));
+      fetch(p, logits, fetched_.data());
+      return {fetched_.data(), logits.extent[0], logits.extent[1]};
+    }
+  }
+
+  /// One call of the model.
+  template <policy P>
+  static void extend(const P& p, basic_workspace<S>& w, const model_parameters<T, Q, S>& weights,
+                     std::span<const typename model::segment> segments,
+                     const std::vector<std::int32_t>& tokens, matrix_view<T, S> logits) {
+    const workspace_scope<S> scope(w);
+    model::forward(p, w, weights, {segments, reachable(p, w, std::span(tokens))}, {logits, {}});
+  }
+
   /// Each prompt once; the states of a group's other answers are copies.
   template <policy P>
-  void prefill(const P& p, workspace& w, const model_parameters<T, Q>& weights,
+  void prefill(const P& p, basic_workspace<S>& w, const model_parameters<T, Q, S>& weights,
                std::span<const std::vector<std::int32_t>> prompts, std::int64_t group,
-               matrix_view<T> logits) {
+               matrix_view<T, S> logits) {
     std::vector<typename model::segment> segments;
     std::vector<std::int32_t> tokens;
     for (std::size_t i = 0; i < prompts.size(); ++i) {
@@ -122,13 +145,13 @@ class rollout {
       segments.push_back({&states_[i * at(group)], size});
       tokens.insert(tokens.end(), prompts[i].begin(), prompts[i].end());
     }
-    model::forward(p, w, weights, {segments, {tokens.data(), static_cast<std::int64_t>(tokens.size())}},
-                   {logits, {}});
+    extend(p, w, weights, segments, tokens, logits.rows(0, static_cast<std::int64_t>(prompts.size())));
     for (std::size_t i = 0; i < states_.size() && i < prompts.size() * at(group); ++i)
-      if (i % at(group) != 0) states_[i].restore(states_[i - i % at(group)]);
+      if (i % at(group) != 0) states_[i].restore(p, states_[i - i % at(group)]);
   }
 
-  std::vector<sequence_state<C, T>> states_;
+  std::vector<sequence_state<C, T, S>> states_;
+  std::vector<T> fetched_;
 };
 
 }  // namespace dsv4

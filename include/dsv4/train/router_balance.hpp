@@ -5,7 +5,9 @@
 #include <dsv4/core/expects.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/exec/workspace.hpp>
+#include <dsv4/model/parameters.hpp>
 #include <dsv4/ops/route.hpp>
 
 #include <algorithm>
@@ -136,6 +138,60 @@ struct sequence_balance {
     const double s = route<T>::score(x);
     return x < -30 ? s / 2 : 1 / (1 + std::exp(-x)) / (2 * s);
   }
+};
+
+/// The balance of all of a model's routers in one step: what a trainer counts, adds to their gradients, and
+/// does to their biases.
+template <model_config C, class T, space S = space::host>
+class step_balance {
+  static constexpr int blocks = C.num_hidden_layers() + C.num_nextn_predict_layers;
+
+ public:
+  /// Loads zero, in memory of `w`, whose scope must outlive this.
+  template <policy P>
+  step_balance(const P& p, basic_workspace<S>& w)
+      : loads_(take<std::int64_t>(w, blocks, C.moe.n_routed_experts)) {
+    fill(p, loads_, 0);
+  }
+
+  /// The router_loss of a backward pass over sequences at `offsets`: counts who was chosen, and adds the
+  /// gradient of `scale` times each sequence's balance loss. All arguments must outlive what is returned.
+  template <policy P>
+  auto router_loss(const P& p, basic_workspace<S>& w, vector_view<const std::int64_t, S> offsets,
+                   double scale) const {
+    return [loads = loads_, &p, &w, offsets, scale](int layer, matrix_view<const T, S> logits,
+                                                    matrix_view<const std::int32_t, S> chosen,
+                                                    matrix_view<T, S> dlogits) {
+      expert_loads<S>::forward(p, {chosen}, {loads[layer]});
+      if (C.hashed(layer) || scale == 0) return;
+      const workspace_scope<S> scope(w);
+      sequence_balance<T, S>::forward(p, w, {logits, chosen, offsets, scale}, {take<double>(w, 1), dlogits});
+    };
+  }
+
+  /// Moves the routers' biases by the loads of the step.
+  template <policy P, numerics_config Q>
+  void update(const P& p, const model_parameters<T, Q, S>& m, double speed) const {
+    for (int i = 0; i < blocks; ++i) {
+      if (C.hashed(i)) continue;
+      auto& ffn = i < C.num_hidden_layers() ? m.layers[static_cast<std::size_t>(i)].ffn : m.mtp.layer.ffn;
+      router_bias<T, S>::forward(p, {loads_[i], speed}, {ffn.gate_bias});
+    }
+  }
+
+  /// Of the worst layer; 1 is perfect balance. The host's: on a device this waits.
+  template <policy P>
+  double max_over_mean_load(const P& p) const {
+    const std::vector<std::int64_t> counts = fetched(p, loads_);
+    const matrix_view<const std::int64_t> counted(counts.data(), blocks, C.moe.n_routed_experts);
+    double most = 0;
+    for (int i = 0; i < blocks; ++i)
+      if (!C.hashed(i)) most = std::max(most, balance_of(counted[i]).max_over_mean);
+    return most;
+  }
+
+ private:
+  matrix_view<std::int64_t, S> loads_;
 };
 
 template <class T>

@@ -2,28 +2,28 @@
 /// Supervised fine-tuning: the cross-entropy of answers that somebody else wrote.
 #pragma once
 
+#include <dsv4/exec/transfer.hpp>
 #include <dsv4/ops/cross_entropy.hpp>
 #include <dsv4/train/rollout_pass.hpp>
 
-#include <algorithm>
 #include <cstdint>
 
 namespace dsv4 {
 
 /// The mean over answer tokens of -log pi(token), as a loss of answers.
-template <class T>
+template <class T, space S = space::host>
 struct sft_loss {
   template <policy P>
-  double operator()(const P& p, workspace& w, const answer_states<T>& s) const {
-    const workspace_scope scope(w);
+  double operator()(const P& p, basic_workspace<S>& w, const answer_states<T, S>& s) const {
+    const workspace_scope<S> scope(w);
     const std::int64_t rows = s.hidden.extent[0];
-    const auto loss = w.take<T>(rows), lse = w.take<T>(rows), dloss = w.take<T>(rows);
-    std::fill_n(dloss.data, rows, T(1 / double(rows)));
-    const typename cross_entropy<T>::inputs in{s.hidden, s.head, s.answers};
-    cross_entropy<T>::forward(p, w, in, {loss}, {lse});
-    cross_entropy<T>::backward(p, w, in, {lse}, {dloss}, {s.dhidden, s.dhead});
+    const auto loss = take<T>(w, rows), lse = take<T>(w, rows), dloss = take<T>(w, rows);
+    fill(p, dloss, T(1 / double(rows)));
+    const typename cross_entropy<T, S>::inputs in{s.hidden, s.head, s.answers};
+    cross_entropy<T, S>::forward(p, w, in, {loss}, {lse});
+    cross_entropy<T, S>::backward(p, w, in, {lse}, {dloss}, {s.dhidden, s.dhead});
     double sum = 0;
-    for (std::int64_t t = 0; t < rows; ++t) sum += double(loss(t));
+    for (const T l : fetched(p, loss)) sum += double(l);
     return sum / double(rows);
   }
 };

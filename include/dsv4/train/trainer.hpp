@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -109,16 +110,18 @@ class trainer {
 
     zero_gradients(p, gradients_);
     const model_parameters<T, Q, S>& m = current_weights(p);
-    const auto loads = take<std::int64_t>(w, blocks, C.moe.n_routed_experts);
-    fill(p, loads, 0);
+    const step_balance<C, T, S> balance(p, w);
     gradient_accumulation batch;
     training_losses sum;
     for (std::int64_t at = 0; at < options_.rows_per_step; at += options_.rows_per_microbatch) {
       const std::int64_t rows = std::min(options_.rows_per_microbatch, options_.rows_per_step - at);
       gather(rows, [&](std::int64_t i, packed_row& row) { data.training_row(position_ + at + i, row); });
       const workspace_scope<S> micro_batch(w);
+      // Gradients are divided by the number of tokens later on, so a mean over sequences weighs as many.
+      const double scale = options_.balance * double(tokens_.size()) / (double(offsets_.size()) - 1);
+      const auto offsets = reachable(p, w, std::span<const std::int64_t>(offsets_));
       const auto losses = pass::step(p, w, m, inputs(p, w), weight, &gradients_.views(),
-                                     router_loss(p, w, loads, reachable(p, w, offsets_)));
+                                     balance.router_loss(p, w, offsets, scale));
       batch.add(losses.tokens, losses.token);
       add(sum, losses);
     }
@@ -134,7 +137,8 @@ class trainer {
     if (!report.skipped) {
       optimizer_.step(p, w, weights_, gradients_,
                       {report.learning_rate, batch.gradient_scale(norm, options_.clip)});
-      balance_routers(p, loads, report);
+      balance.update(p, weights_.views(), options_.router_bias_speed);
+      report.max_over_mean_load = balance.max_over_mean_load(p);
     }
     position_ += options_.rows_per_step;
     ++step_;
@@ -158,8 +162,6 @@ class trainer {
   }
 
  private:
-  static constexpr int blocks = C.num_hidden_layers() + C.num_nextn_predict_layers;
-
   static void add(training_losses& sum, const training_losses& l) {
     sum.token += l.token, sum.mtp += l.mtp, sum.indexer += l.indexer;
     sum.tokens += l.tokens, sum.mtp_tokens += l.mtp_tokens, sum.indexer_rows += l.indexer_rows;
@@ -190,51 +192,10 @@ class trainer {
   /// The rows at hand where the pass reads them, until the caller's scope ends.
   template <policy P>
   typename pass::inputs inputs(const P& p, basic_workspace<S>& w) const {
-    return {offsets_, reachable(p, w, tokens_), reachable(p, w, targets_), reachable(p, w, second_targets_)};
-  }
-  template <policy P, class U>
-  static vector_view<const U, S> reachable(const P& p, basic_workspace<S>& w, const std::vector<U>& v) {
-    const auto size = static_cast<std::int64_t>(v.size());
-    if constexpr (S == space::host) {
-      return {v.data(), size};
-    } else {
-      const auto copy = take<U>(w, size);
-      send(p, v.data(), copy);
-      return copy;
-    }
-  }
-
-  /// Counts who was chosen, and adds the balance loss's gradient.
-  template <policy P>
-  auto router_loss(const P& p, basic_workspace<S>& w, matrix_view<std::int64_t, S> loads,
-                   vector_view<const std::int64_t, S> offsets) {
-    return
-        [this, &p, &w, loads, offsets](int layer, matrix_view<const T, S> logits,
-                                       matrix_view<const std::int32_t, S> chosen, matrix_view<T, S> dlogits) {
-          expert_loads<S>::forward(p, {chosen}, {loads[layer]});
-          if (C.hashed(layer) || options_.balance == 0) return;
-          const workspace_scope<S> scope(w);
-          const double sequences = double(offsets.extent[0]) - 1;
-          // Gradients are divided by the number of tokens later on, so a mean over sequences weighs as many.
-          sequence_balance<T, S>::forward(
-              p, w, {logits, chosen, offsets, options_.balance * double(logits.extent[0]) / sequences},
-              {take<double>(w, 1), dlogits});
-        };
-  }
-
-  template <policy P>
-  void balance_routers(const P& p, matrix_view<const std::int64_t, S> loads, training_report& report) {
-    std::vector<std::int64_t> counts(static_cast<std::size_t>(loads.size()));
-    fetch(p, loads, counts.data());
-    const matrix_view<const std::int64_t> counted(counts.data(), loads.extent[0], loads.extent[1]);
-    for (int i = 0; i < blocks; ++i) {
-      if (C.hashed(i)) continue;
-      report.max_over_mean_load = std::max(report.max_over_mean_load, balance_of(counted[i]).max_over_mean);
-      auto& views = weights_.views();
-      auto& ffn =
-          i < C.num_hidden_layers() ? views.layers[static_cast<std::size_t>(i)].ffn : views.mtp.layer.ffn;
-      router_bias<T, S>::forward(p, {loads[i], options_.router_bias_speed}, {ffn.gate_bias});
-    }
+    const auto there = [&](const std::vector<std::int32_t>& ids) {
+      return reachable(p, w, std::span<const std::int32_t>(ids));
+    };
+    return {offsets_, there(tokens_), there(targets_), there(second_targets_)};
   }
 
   template <policy P>
