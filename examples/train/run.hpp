@@ -184,7 +184,11 @@ int train(const P& p, const options& o) {
 template <dsv4::model_config C, dsv4::policy P>
 int train_residual(const P& p, const options& o) {
   using namespace dsv4;
-  if (o.residual == "plain") return train<plain_residual<C>(), numerics::float32>(p, o);
+  if (o.residual == "plain") {
+    if (o.numerics != "float32")
+      throw contract_error("dsv4-train", "--numerics", "float32 with --residual plain", o.numerics);
+    return train<plain_residual<C>(), numerics::float32>(p, o);
+  }
   if (o.numerics == "v4_released") return train<C, numerics::v4_released>(p, o);
   return train<C, numerics::float32>(p, o);
 }

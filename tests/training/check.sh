@@ -49,6 +49,7 @@ expect_error() {
   grep -qF -- "$text" "$work/err" || { cat "$work/err"; fail "no '$text' from: $*"; }
 }
 expect_error "does not exist" "$work/nowhere"
+expect_error "float32 with --residual plain" "$work/text" --out "$work/plain" --residual plain --numerics v4_released
 expect_error "required.data" "$work/log.csv" --out "$work/whole" --resume "${how[@]}"
 expect_error "required.optimizer" "$work/text" --out "$work/whole" --resume --optimizer adamw "${how[@]}"
 if CUDA_VISIBLE_DEVICES='' "$train" "$work/text" --out "$work/gpu" --device cuda 2> "$work/err"; then fail "--device cuda without a GPU"; fi
