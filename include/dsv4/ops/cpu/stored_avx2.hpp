@@ -96,15 +96,16 @@ requires(Columns % 32 == 0) struct stored_rows<block_scaled<e4m3, Rows, Columns,
     __m256i code;
     std::memcpy(&code, from, sizeof code);
     const __m256 factor = _mm256_set1_ps(scale);
-    const __m128i quarter[4] = {_mm256_castsi256_si128(code), _mm_srli_si128(_mm256_castsi256_si128(code), 8),
-                                _mm256_extracti128_si256(code, 1),
-                                _mm_srli_si128(_mm256_extracti128_si256(code, 1), 8)};
+    // Sign, exponent and mantissa of E4M3 in their places of binary16, whose value is then that of the code
+    // times 2^-8, subnormals included.
+    const __m256i zero = _mm256_setzero_si256(), places = _mm256_set1_epi16(-0x4080);
+    const __m256i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpacklo_epi8(zero, code), 1), places),
+                  odd = _mm256_and_si256(_mm256_srai_epi16(_mm256_unpackhi_epi8(zero, code), 1), places);
+    to[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(even));
+    to[1] = _mm256_cvtph_ps(_mm256_castsi256_si128(odd));
+    to[2] = _mm256_cvtph_ps(_mm256_extracti128_si256(even, 1));
+    to[3] = _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1));
     DSV4_UNROLL for (int v = 0; v < 4; ++v) {
-      // Sign, exponent and mantissa of E4M3 in their places of binary16, whose value is then that of the code
-      // times 2^-8, subnormals included.
-      const __m128i half =
-          _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(quarter[v]), 7), _mm_set1_epi16(-0x4080));
-      to[v] = _mm256_cvtph_ps(half);
       if (huge) [[unlikely]]
         to[v] = _mm256_mul_ps(to[v], _mm256_set1_ps(256));
       to[v] = _mm256_mul_ps(to[v], factor);
@@ -167,20 +168,30 @@ struct stored_rows<block_scaled<e2m1, 1, 32, Rule>, R> {
     }
   }
   DSV4_LANE void decode(__m128i codes, float scale, __m256 (&to)[4]) {
-    const __m256 table = _mm256_mul_ps(_mm256_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6), _mm256_set1_ps(scale));
-    // Eight nibbles are one 32-bit lane: copied to eight lanes, each shifts its own down for the magnitude,
-    // of whose index the look-up reads three bits, and up for the sign.
-    const __m256i down = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    const __m256i up = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
-    const __m256i sign = _mm256_set1_epi32(static_cast<int>(0x80000000u));
-    const __m128i eight[4] = {codes, _mm_srli_si128(codes, 4), _mm_srli_si128(codes, 8),
-                              _mm_srli_si128(codes, 12)};
-    DSV4_UNROLL for (int v = 0; v < 4; ++v) {
-      const __m256i nibbles = _mm256_broadcastd_epi32(eight[v]);
-      const __m256 magnitude = _mm256_permutevar8x32_ps(table, _mm256_srlv_epi32(nibbles, down));
-      to[v] = _mm256_xor_ps(magnitude,
-                            _mm256_castsi256_ps(_mm256_and_si256(_mm256_sllv_epi32(nibbles, up), sign)));
-    }
+    // Every code is looked up as the two bytes of its bf16. Each half of a register takes those codes that
+    // end up in its half of the four results: in its 16-bit lanes the same byte twice, of which one nibble
+    // stays in each.
+    const __m256i pairs =
+        _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(codes),
+                            _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3,
+                                             6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15));
+    const __m256i nibbles =
+        _mm256_or_si256(_mm256_and_si256(pairs, _mm256_set1_epi16(0x000f)),
+                        _mm256_and_si256(_mm256_srli_epi16(pairs, 4), _mm256_set1_epi16(0x0f00)));
+    const __m256i high = _mm256_shuffle_epi8(
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -0x80, -0x41,
+                                                  -0x41, -0x41, -0x40, -0x40, -0x40, -0x40)),
+        nibbles);
+    const __m256i low = _mm256_shuffle_epi8(
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40, 0, 0, -0x80,
+                                                  -0x40, 0, 0x40, -0x80, -0x40)),
+        nibbles);
+    const __m256i zero = _mm256_setzero_si256(), front = _mm256_unpacklo_epi8(low, high),
+                  back = _mm256_unpackhi_epi8(low, high);
+    const __m256i values[4] = {_mm256_unpacklo_epi16(zero, front), _mm256_unpackhi_epi16(zero, front),
+                               _mm256_unpacklo_epi16(zero, back), _mm256_unpackhi_epi16(zero, back)};
+    const __m256 factor = _mm256_set1_ps(scale);
+    DSV4_UNROLL for (int v = 0; v < 4; ++v) to[v] = _mm256_mul_ps(_mm256_castsi256_ps(values[v]), factor);
   }
   DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const stored_rows& w) {
     if constexpr (R > 1) fetch_ahead<16 * R>(w.next + c / 2 * R);
