@@ -65,7 +65,8 @@ struct problem {
 
 // Logits are sums of up to `width` products below 1, and what follows of them adds up to 1 or to a logit: 64
 // roundings, as on the host, of numbers up to 10.
-TEMPLATE_TEST_CASE("opd_loss on the GPU: by the reference, for any tile, the same bits again", "", float, double) {
+TEMPLATE_TEST_CASE("opd_loss on the GPU: by the reference, for any tile, the same bits again", "", float,
+                   double) {
   using T = TestType;
   for (const std::int64_t vocabulary : {1, 37, 700})
     for (const std::int64_t tile : {1024, 256, 33}) {

@@ -90,8 +90,8 @@ struct outcome {
   buffer<double> weights;
 };
 
-/// Fine-tuning, GRPO with a reference and kept routing, and distillation from two teachers, one after the other;
-/// what they report, and the weights they come to.
+/// Fine-tuning, GRPO with a reference and kept routing, and distillation from two teachers, one after the
+/// other; what they report, and the weights they come to.
 template <class T, numerics_config Q, space S>
 outcome train(const rollout_batch& batch) {
   using on = place<S>;
@@ -120,7 +120,8 @@ outcome train(const rollout_batch& batch) {
       return rounded.round(p, store);
   };
   {
-    grpo<tiny, T, Q, S> objective(p, w, trainer.current(p), views(second), batch, rewards, 2, {.kl_weight = 0.1});
+    grpo<tiny, T, Q, S> objective(p, w, trainer.current(p), views(second), batch, rewards, 2,
+                                  {.kl_weight = 0.1});
     for (int i = 0; i < 3; ++i) {
       keep(trainer.step(p, w, batch, objective, &objective.routing()));
       r.numbers.insert(r.numbers.end(), {objective.result().mean_kl, objective.result().clipped_share});
@@ -162,8 +163,7 @@ TEST_CASE("rollout on the GPU: the host's tokens and log-probabilities, in doubl
       rollout_batch got;
       writer.sample(gpu(), work(), there.views(), questions, o, got);
       REQUIRE(got.size() == want.size());
-      for (std::int64_t i = 0; i < got.size(); ++i)
-        CHECK(std::ranges::equal(got.answer(i), want.answer(i)));
+      for (std::int64_t i = 0; i < got.size(); ++i) CHECK(std::ranges::equal(got.answer(i), want.answer(i)));
       REQUIRE(got.answer_rows() == want.answer_rows());
       for (std::int64_t t = 0; t < got.answer_rows(); ++t)
         CHECK(std::abs(got.logp()(t) - want.logp()(t)) <= 1e-9);

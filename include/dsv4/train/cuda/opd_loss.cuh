@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(256)
   for (std::int64_t v = threadIdx.x; v < n; v += 256) {
     const T e = exp(x(t, v) - top);
     sum += e;
-    if (!teacher) sum_x += e * x(t, v), sum_m += e * m(t, v);  // of a teacher only the normalisation is wanted
+    if (!teacher)
+      sum_x += e * x(t, v), sum_m += e * m(t, v);  // of a teacher only the normalisation is wanted
   }
   sum = block_sum(sum, partial);
   if (!teacher) sum_x = block_sum(sum_x, partial), sum_m = block_sum(sum_m, partial);
