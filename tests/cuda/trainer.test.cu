@@ -22,13 +22,8 @@ using namespace dsv4::testing;
 namespace {
 
 constexpr model_config tiny = [] {
-  model_config c = golden(schedule({S, C, H}), 1);
+  model_config c = trained;
   c.vocab_size = 258;
-  c.hidden_size = 32;
-  c.attention.num_attention_heads = 2;
-  c.attention.head_dim = 16;
-  c.attention.index_n_heads = 2;
-  c.moe.n_routed_experts = 4;
   c.moe.moe_intermediate_size = 24;
   c.num_nextn_predict_layers = 1;
   return c;

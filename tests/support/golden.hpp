@@ -43,6 +43,17 @@ constexpr model_config golden(layer_schedule layers, int hash_layers) {
   return c;
 }
 
+/// Smaller than the recorded ones, a layer of each kind: for tests that train.
+inline constexpr model_config trained = [] {
+  model_config c = golden(schedule({S, C, H}), 1);
+  c.hidden_size = 32;
+  c.attention.num_attention_heads = 2;
+  c.attention.head_dim = 16;
+  c.attention.index_n_heads = 2;
+  c.moe.n_routed_experts = 4;
+  return c;
+}();
+
 inline constexpr model_config mixed = golden(schedule({S, S, C, H, C, H}), 2);
 inline constexpr model_config csa_only = [] {
   model_config c = golden(schedule({C, C}), 0);
