@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The expert router on the GPU: one warp per token, or four that share its scores where tokens are few.
+/// The expert router on the GPU: one warp per token, or eight that share its scores where tokens are few.
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
@@ -13,10 +13,12 @@ __device__ __forceinline__ double route_score(double x) {
   return sqrt(x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)));
 }
 
-/// `Warps` warps of the block's four score a token's experts, the first of them selects.
+inline constexpr int route_warps = 8;
+
+/// `Warps` warps of the block's eight score a token's experts, the first of them selects.
 /// A kernel cannot throw: a token or table entry out of range gives expert 0 with weight NaN.
 template <class T, int Warps>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(32 * route_warps)
     route_kernel(matrix_view<const T, space::device> logits, vector_view<const T, space::device> bias,
                  matrix_view<const std::int32_t, space::device> table,
                  vector_view<const std::int32_t, space::device> tokens, double factor,
@@ -25,9 +27,14 @@ __global__ void __launch_bounds__(128)
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const std::int64_t t = std::int64_t{blockIdx.x} * (4 / Warps) + warp / Warps, n = logits.extent[1];
+  const std::int64_t t = std::int64_t{blockIdx.x} * (route_warps / Warps) + warp / Warps,
+                     n = logits.extent[1];
   const std::int64_t k = experts.extent[1];
   if (t >= logits.extent[0]) return;
+  // Of each of the block's tokens: scores, then what selects.
+  double* const score = reinterpret_cast<double*>(memory) + warp / Warps * n;
+  A* const key =
+      reinterpret_cast<A*>(reinterpret_cast<double*>(memory) + route_warps / Warps * n) + warp / Warps * n;
   bool good = true;
   if (table.data) {
     if (warp % Warps != 0) return;
@@ -40,10 +47,11 @@ __global__ void __launch_bounds__(128)
     }
     good = __all_sync(0xffffffffu, good);
   } else {
-    A* const key = reinterpret_cast<A*>(memory) + warp / Warps * n;
     const A taken = -infinity<A>;
-    for (std::int64_t e = warp % Warps * 32 + lane; e < n; e += 32 * Warps)
-      key[e] = widened<A>(narrowed<T>(route_score(widened<double>(logits(t, e))))) + widened<A>(bias(e));
+    for (std::int64_t e = warp % Warps * 32 + lane; e < n; e += 32 * Warps) {
+      score[e] = route_score(widened<double>(logits(t, e)));
+      key[e] = widened<A>(narrowed<T>(score[e])) + widened<A>(bias(e));
+    }
     if constexpr (Warps > 1) __syncthreads();
     if (warp % Warps != 0) return;
     for (std::int64_t j = 0; j < k; ++j) {
@@ -70,11 +78,14 @@ __global__ void __launch_bounds__(128)
     }
   }
   __syncwarp();
+  const auto score_of = [&](std::int32_t e) {
+    return table.data ? route_score(widened<double>(logits(t, e))) : score[e];
+  };
   double sum = 0;
-  for (std::int64_t j = lane; j < k; j += 32) sum += route_score(widened<double>(logits(t, experts(t, j))));
+  for (std::int64_t j = lane; j < k; j += 32) sum += score_of(experts(t, j));
   sum = warp_sum(sum);
   for (std::int64_t j = lane; j < k; j += 32) {
-    const double s = route_score(widened<double>(logits(t, experts(t, j))));
+    const double s = score_of(experts(t, j));
     weights(t, j) = narrowed<T>(good ? (sum > 0    ? s / sum * factor
                                         : sum == 0 ? 0.0
                                                    : sum)
@@ -121,14 +132,16 @@ template <class T>
 struct kernel<route<T, space::device>, exec::cuda> {
   using op = route<T, space::device>;
   static void forward(const exec::cuda& p, const typename op::inputs& in, const typename op::outputs& out) {
-    const std::size_t bytes =
-        4 * static_cast<std::size_t>(in.logits.extent[1]) * sizeof(detail::accumulator<T>);
+    using detail::route_warps;
+    const bool few = in.logits.extent[0] < p.device().multiprocessors;
+    const std::size_t bytes = (few ? 1 : route_warps) * static_cast<std::size_t>(in.logits.extent[1]) *
+                              (sizeof(double) + sizeof(detail::accumulator<T>));
     expect(bytes <= p.device().shared_memory_per_block, "route", "logits width",
            "as many experts as fit in shared memory", in.logits.extent[1]);
-    const bool few = in.logits.extent[0] < p.device().multiprocessors;
-    p.launch("route", few ? detail::route_kernel<T, 4> : detail::route_kernel<T, 1>,
-             dim3(static_cast<unsigned>(detail::ceil_div(in.logits.extent[0], few ? 1 : 4))), 128, bytes,
-             in.logits, in.bias, in.table, in.tokens, in.factor, out.experts, out.weights);
+    p.launch("route", few ? detail::route_kernel<T, route_warps> : detail::route_kernel<T, 1>,
+             dim3(static_cast<unsigned>(detail::ceil_div(in.logits.extent[0], few ? 1 : route_warps))),
+             32 * route_warps, bytes, in.logits, in.bias, in.table, in.tokens, in.factor, out.experts,
+             out.weights);
   }
 
   static void backward(const exec::cuda& p, basic_workspace<space::device>&, const typename op::inputs& in,
