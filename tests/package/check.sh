@@ -3,6 +3,7 @@
 # check.sh SOURCE_DIR BUILD_DIR: installs the package into a prefix with a space and builds examples/downstream against it,
 # then with add_subdirectory and FetchContent; the projects that the documentation shows; the tokenizer component; the CUDA component where there is nvcc; pkg-config where there is one.
 set -euo pipefail
+export CMAKE_GENERATOR=Ninja  # there may be no make
 source=$1
 work="$2/package test"
 rm -rf "$work"
@@ -13,7 +14,7 @@ cmake --install "$2" --prefix "$prefix" > "$work/install.log"
 build() {  # name, cmake arguments
   local name=$1
   shift
-  cmake -S "$source/examples/downstream" -B "$work/$name" -G Ninja -DCMAKE_BUILD_TYPE=Debug "$@" > "$work/$name.log"
+  cmake -S "$source/examples/downstream" -B "$work/$name" -DCMAKE_BUILD_TYPE=Debug "$@" > "$work/$name.log"
   cmake --build "$work/$name" >> "$work/$name.log" || { cat "$work/$name.log"; exit 1; }
   "$work/$name/downstream"
 }
@@ -29,7 +30,7 @@ for project in "$work/documented/projects"/*/; do
   for_gpu=false
   if grep -q 'COMPONENTS cuda' "$project/CMakeLists.txt"; then for_gpu=true; fi
   if $for_gpu && ! command -v nvcc > /dev/null; then continue; fi
-  cmake -S "$project" -B "$work/documented/$name" -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH="$prefix" > "$work/$name.log"
+  cmake -S "$project" -B "$work/documented/$name" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_PREFIX_PATH="$prefix" > "$work/$name.log"
   cmake --build "$work/documented/$name" >> "$work/$name.log" || { cat "$work/$name.log"; exit 1; }
   if $for_gpu && ! nvidia-smi > /dev/null 2>&1; then
     if "$work/documented/$name/$name" 2> "$work/$name.err"; then echo "a program for the GPU ran without one"; exit 1; fi
@@ -66,11 +67,11 @@ int main(int, char** argv) {
   return t.decode(t.encode("The sea, 1234")) == "The sea, 1234" ? 0 : 1;
 }
 EOF
-cmake -S "$work/tokenizer" -B "$work/tokenizer/build" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" > "$work/tokenizer.log"
+cmake -S "$work/tokenizer" -B "$work/tokenizer/build" -DCMAKE_PREFIX_PATH="$prefix" > "$work/tokenizer.log"
 cmake --build "$work/tokenizer/build" >> "$work/tokenizer.log" || { cat "$work/tokenizer.log"; exit 1; }
 "$work/tokenizer/build/consumer" "$source/tests/data/tokenizer_deepseek_style.json"
 # Only who asks for it needs PCRE2.
-without_pcre2() { PKG_CONFIG_PATH='' PKG_CONFIG_LIBDIR="$work" cmake -G Ninja -DCMAKE_PREFIX_PATH="$prefix" "$@" > "$work/without.log" 2>&1; }
+without_pcre2() { PKG_CONFIG_PATH='' PKG_CONFIG_LIBDIR="$work" cmake -DCMAKE_PREFIX_PATH="$prefix" "$@" > "$work/without.log" 2>&1; }
 without_pcre2 -S "$source/examples/downstream" -B "$work/without" || { cat "$work/without.log"; exit 1; }
 without_pcre2 -S "$source/examples/downstream" -B "$work/without_source" -DDSV4_SOURCE="$source" || { cat "$work/without.log"; exit 1; }
 if without_pcre2 -S "$work/tokenizer" -B "$work/tokenizer/without"; then
