@@ -85,7 +85,7 @@ __global__ static void __launch_bounds__(256)
   for (std::int64_t r = global_thread(); r < order.extent[0]; r += global_threads()) inverse(order(r)) = r;
 }
 
-/// out[t, :] = shared[t, :] + sum over j < k of y[row(j), :].
+/// out[t, :] = shared[t, :] + sum over j < k of y[row(j), :], by the blocks of one x.
 template <class T, int N, class Row>
 __device__ void sum_rows(const matrix_view<const T, space::device>& y, const Row& row,
                          const matrix_view<const T, space::device>& shared, std::int64_t k, std::int64_t t,
@@ -93,7 +93,8 @@ __device__ void sum_rows(const matrix_view<const T, space::device>& y, const Row
   using A = accumulator<T>;
   using P = pack<T, N>;
   const std::int64_t packs = out.extent[1] / N;
-  for (std::int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
+  const std::int64_t first = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
+  for (std::int64_t i = first; i < packs; i += std::int64_t{blockDim.x} * gridDim.y) {
     A sum[N] = {};
     if (shared.data) {
       const P base = *reinterpret_cast<const P*>(&shared(t, i * N));
@@ -125,7 +126,8 @@ __global__ void __launch_bounds__(256)
       y, [&](std::int64_t j) { return inverse(t * k + j); }, shared, k, t, out);
 }
 
-/// expert_combine_kernel and expert_inverse_kernel at once: a block looks for its token's rows.
+/// expert_combine_kernel and expert_inverse_kernel at once: a block looks for its token's rows. Block (token,
+/// columns).
 template <class T, int N>
 __global__ void __launch_bounds__(256)
     expert_find_kernel(matrix_view<const T, space::device> y,
@@ -137,7 +139,9 @@ __global__ void __launch_bounds__(256)
   const std::int64_t t = blockIdx.x;
   for (int r = static_cast<int>(threadIdx.x); r < order.extent[0]; r += 256) {
     const std::int64_t pair = order(r);
-    if (pair / k == t) rows[pair % k] = r, inverse(pair) = r;
+    if (pair / k != t) continue;
+    rows[pair % k] = r;
+    if (blockIdx.y == 0) inverse(pair) = r;
   }
   __syncthreads();
   sum_rows<T, N>(
@@ -238,8 +242,9 @@ struct kernel<expert_combine<T, space::device>, exec::cuda> {
     const std::int64_t rows = out.out.extent[0], k = rows > 0 ? in.order.extent[0] / rows : 0;
     if (in.order.extent[0] <= detail::few_pairs && k <= detail::most_summed) {
       const auto find = [&](auto kernel) {
-        p.launch("expert_combine", kernel, dim3(static_cast<unsigned>(rows)), 256, 0, in.y, in.order,
-                 in.shared, static_cast<int>(k), out.inverse, out.out);
+        // A single token is not for a single multiprocessor.
+        p.launch("expert_combine", kernel, dim3(static_cast<unsigned>(rows), rows < 32 ? 4 : 1), 256, 0, in.y,
+                 in.order, in.shared, static_cast<int>(k), out.inverse, out.out);
       };
       if (detail::all_vectorisable(in.y, out.out) && (!in.shared.data || detail::vectorisable(in.shared)))
         find(detail::expert_find_kernel<T, detail::vector_width<T>>);
