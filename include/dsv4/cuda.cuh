@@ -21,5 +21,6 @@
 #include <dsv4/ops/cuda/rms_norm.cuh>
 #include <dsv4/ops/cuda/rope.cuh>
 #include <dsv4/ops/cuda/route.cuh>
+#include <dsv4/ops/cuda/route_dispatch.cuh>
 #include <dsv4/ops/cuda/sparse_attention.cuh>
 #include <dsv4/ops/cuda/swiglu.cuh>

@@ -8,7 +8,7 @@
 #include <dsv4/ops/activation_linear.hpp>
 #include <dsv4/ops/expert_dispatch.hpp>
 #include <dsv4/ops/linear.hpp>
-#include <dsv4/ops/route.hpp>
+#include <dsv4/ops/route_dispatch.hpp>
 #include <dsv4/ops/swiglu.hpp>
 
 #include <algorithm>
@@ -129,8 +129,13 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
   const auto chosen = kept_or(keep.chosen, rows, k);
   const auto weights = kept_or(keep.weights, rows, k);
   linear<T, S, typename stored::wide>::forward(p, {x, parameters.gate}, {logits});
-  route<T, S>::forward(p, {logits, parameters.gate_bias, parameters.tid2eid, tokens, M.routed_scaling_factor},
-                       {chosen, weights});
+  const auto offsets = take<std::int64_t>(w, count + 1);
+  const auto order = take<std::int64_t>(w, pairs), inverse = take<std::int64_t>(w, pairs);
+  const auto x_sorted = take<T>(w, pairs, width);
+  const auto weight_sorted = take<T>(w, pairs);
+  route_dispatch<T, S>::forward(
+      p, {{logits, parameters.gate_bias, parameters.tid2eid, tokens, M.routed_scaling_factor}, x},
+      {{chosen, weights}, {offsets, order, x_sorted, weight_sorted}});
 
   {
     const workspace_scope shared(w);
@@ -149,13 +154,8 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
       activation_linear<T, S, typename stored::linear, X>::forward(p, w, {h, parameters.shared_w2}, {y});
   }
 
-  const auto offsets = take<std::int64_t>(w, count + 1);
-  const auto order = take<std::int64_t>(w, pairs), inverse = take<std::int64_t>(w, pairs);
-  const auto x_sorted = take<T>(w, pairs, width);
   const auto y_sorted = y.data ? take<T>(w, pairs, width) : matrix_view<T, S>();
-  const auto weight_sorted = take<T>(w, pairs);
   const auto h = take<T>(w, pairs, inner);
-  expert_dispatch<T, S>::forward(p, {x, chosen, weights}, {offsets, order, x_sorted, weight_sorted});
   const auto run = [&](const auto& experts, vector_view<const std::int64_t, S> own, std::int64_t first,
                        std::int64_t n) {
     const auto part = [&](const matrix_view<T, S>& m) { return m.data ? m.rows(first, n) : m; };

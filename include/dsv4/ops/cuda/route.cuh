@@ -13,6 +13,13 @@ __device__ __forceinline__ double route_score(double x) {
   return sqrt(x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)));
 }
 
+/// The weight of a chosen expert of score s, of those that add up to `sum`; NaN where the choice is not
+/// `good`.
+template <class T>
+__device__ __forceinline__ T route_weight(double s, double sum, double factor, bool good) {
+  return narrowed<T>(good ? (sum > 0 ? s / sum * factor : sum == 0 ? 0.0 : sum) : not_a_number<double>);
+}
+
 inline constexpr int route_warps = 8;
 
 /// `Warps` warps of the block's eight score a token's experts, the first of them selects.
@@ -84,13 +91,8 @@ __global__ void __launch_bounds__(32 * route_warps)
   double sum = 0;
   for (std::int64_t j = lane; j < k; j += 32) sum += score_of(experts(t, j));
   sum = warp_sum(sum);
-  for (std::int64_t j = lane; j < k; j += 32) {
-    const double s = score_of(experts(t, j));
-    weights(t, j) = narrowed<T>(good ? (sum > 0    ? s / sum * factor
-                                        : sum == 0 ? 0.0
-                                                   : sum)
-                                     : not_a_number<double>);
-  }
+  for (std::int64_t j = lane; j < k; j += 32)
+    weights(t, j) = route_weight<T>(score_of(experts(t, j)), sum, factor, good);
 }
 
 /// route::slope.
