@@ -52,16 +52,23 @@ std::vector<std::remove_const_t<T>> fetched(const P& p, const view<T, R, S>& fro
 
 /// The caller's elements where the policy can read them: on the host where they are, on a device in a copy
 /// that is taken from `w`.
-template <class T, policy P, space S>
-vector_view<const T, S> reachable(const P& p, basic_workspace<S>& w, std::span<const T> from) {
-  const auto size = static_cast<std::int64_t>(from.size());
+template <policy P, space S, class T>
+vector_view<const T, S> reachable(const P& p, basic_workspace<S>& w, const vector_view<const T>& from) {
   if constexpr (S == space::host) {
-    return {from.data(), size};
+    return from;
   } else {
-    const auto copy = w.template take<T>(size);
-    send(p, from.data(), copy);
+    const auto copy = w.template take<T>(from.extent[0]);
+    send(p, from.data, copy);
     return copy;
   }
+}
+/// The same of a vector or span.
+template <policy P, space S, class Range>
+requires requires(const Range& from) { std::span(from); }
+auto reachable(const P& p, basic_workspace<S>& w, const Range& from) {
+  const std::span all(from);
+  using value = typename decltype(all)::value_type;
+  return reachable(p, w, vector_view<const value>(all.data(), static_cast<std::int64_t>(all.size())));
 }
 
 }  // namespace dsv4

@@ -141,13 +141,19 @@ struct training {
     training_losses losses;
     add_losses(p, token_loss, in.targets, losses.token, losses.tokens);
     if (mtp) add_losses(p, mtp_loss, in.second_targets, losses.mtp, losses.mtp_tokens);
+    add_divergences(p, c, losses);
+    return losses;
+  }
+
+  /// Adds what a pass found of its indexers: losses.indexer, and over how many rows.
+  template <policy P>
+  static void add_divergences(const P& p, const context& c, training_losses& losses) {
     for (const auto& loss : c.indexer_losses) {
       if (!loss.data) continue;
       for (T v : fetched(p, loss)) losses.indexer += double(v);
       for (const auto& s : c.segments)  // the first rows of a document see no entry yet
         losses.indexer_rows += std::max<std::int64_t>(0, s.rows - C.attention.csa_compress_ratio + 1);
     }
-    return losses;
   }
 
  private:

@@ -53,10 +53,8 @@ double gradient_norm(const P& p, basic_workspace<S>& w, const parameter_store<C,
   const auto sums = take<double>(w, static_cast<std::int64_t>(counted.size()));
   for (std::size_t i = 0; i < counted.size(); ++i)
     squared_norm<T, S>::forward(p, w, {counted[i]}, {{sums.data + i, 1}});
-  std::vector<double> found(counted.size());
-  fetch(p, sums, found.data());
   double sum = 0;
-  for (double part : found) sum += part;
+  for (double part : fetched(p, sums)) sum += part;
   return std::sqrt(sum);
 }
 

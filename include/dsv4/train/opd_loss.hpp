@@ -132,35 +132,34 @@ struct opd_loss {
     for (std::int64_t i = 0; i < count; ++i)
       copy_values(p, in.teachers[static_cast<std::size_t>(i)].weight, weights[i]);
 
-    // m of a tile, up to the teachers' normalisation c; in the first pass that is found too.
-    const auto teach = [&](std::int64_t begin, matrix_view<T, S> logits, matrix_view<T, S> sum, bool first) {
-      fill(p, sum, T(0));
-      for (std::int64_t i = 0; i < count; ++i) {
-        const opd_teacher<T, S>& e = in.teachers[static_cast<std::size_t>(i)];
-        linear<T, S>::forward(p, {e.hidden, e.head.rows(begin, logits.extent[1])}, {logits});
-        opd_accumulate<T, S>::forward(p, {logits, e.weight},
-                                      {sum, first ? experts[i] : vector_view<opd_statistics<T>, S>{}});
-      }
-    };
-    for (std::int64_t v = 0; v < vocabulary; v += tile) {
-      const std::int64_t n = std::min(tile, vocabulary - v);
-      const matrix_view<T, S> logits(z.data, rows, n), sum(m.data, rows, n);
-      teach(v, logits, sum, true);
-      linear<T, S>::forward(p, {in.hidden, in.head.rows(v, n)}, {logits});
-      opd_accumulate<T, S>::forward(p, {logits, {}}, {sum, student});
-    }
-    opd_divergence<T, S>::forward(p, {student, experts, weights}, {out.losses, lse, total, c});
-    if (out.dhidden.data || out.dhead.data)
+    // Calls body(v, n, z, m) for the n columns from v on: the student's logits, and m up to the teachers'
+    // normalisation c, which the first pass finds too.
+    const auto for_each_tile = [&](bool first, const auto& body) {
       for (std::int64_t v = 0; v < vocabulary; v += tile) {
         const std::int64_t n = std::min(tile, vocabulary - v);
         const matrix_view<T, S> logits(z.data, rows, n), sum(m.data, rows, n);
-        teach(v, logits, sum, false);
+        fill(p, sum, T(0));
+        for (std::int64_t i = 0; i < count; ++i) {
+          const opd_teacher<T, S>& e = in.teachers[static_cast<std::size_t>(i)];
+          linear<T, S>::forward(p, {e.hidden, e.head.rows(v, n)}, {logits});
+          opd_accumulate<T, S>::forward(p, {logits, e.weight},
+                                        {sum, first ? experts[i] : vector_view<opd_statistics<T>, S>{}});
+        }
         linear<T, S>::forward(p, {in.hidden, in.head.rows(v, n)}, {logits});
+        body(v, n, logits, sum);
+      }
+    };
+    for_each_tile(true, [&](std::int64_t, std::int64_t, const auto& logits, const auto& sum) {
+      opd_accumulate<T, S>::forward(p, {logits, {}}, {sum, student});
+    });
+    opd_divergence<T, S>::forward(p, {student, experts, weights}, {out.losses, lse, total, c});
+    if (out.dhidden.data || out.dhead.data)
+      for_each_tile(false, [&](std::int64_t v, std::int64_t n, const auto& logits, const auto& sum) {
         opd_gradient<T, S>::forward(p, {sum, lse, total, c, out.losses, T(in.scale)}, {logits});
         linear<T, S>::backward(
             p, w, {in.hidden, in.head.rows(v, n)}, {logits},
             {out.dhidden, out.dhead.data ? out.dhead.rows(v, n) : matrix_view<T, S>{}, v > 0});
-      }
+      });
     double loss = 0;
     for (const T l : fetched(p, out.losses)) loss += double(l);
     return in.scale * loss;

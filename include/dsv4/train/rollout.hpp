@@ -129,7 +129,7 @@ class rollout {
                      std::span<const typename model::segment> segments,
                      const std::vector<std::int32_t>& tokens, matrix_view<T, S> logits) {
     const workspace_scope<S> scope(w);
-    model::forward(p, w, weights, {segments, reachable(p, w, std::span(tokens))}, {logits, {}});
+    model::forward(p, w, weights, {segments, reachable(p, w, tokens)}, {logits, {}});
   }
 
   /// Each prompt once; the states of a group's other answers are copies.

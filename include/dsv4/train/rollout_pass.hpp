@@ -10,11 +10,9 @@
 #include <dsv4/train/rollout_batch.hpp>
 #include <dsv4/train/rollout_routing.hpp>
 
-#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <numeric>
-#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -67,7 +65,7 @@ struct rollout_pass {
     expect_extent("rollout_pass", "hidden columns", hidden.extent[1], C.hidden_size);
     const workspace_scope<S> scope(w);
     const auto c = context(w, batch, false);
-    model::forward(p, w, m, inputs(p, w, batch, tokens(p, w, batch)), c);
+    model::forward(p, w, m, inputs(batch, tokens(p, w, batch)), c);
     gather(p, batch, c.trunk.hidden, hidden);
     if (routing) routing->record(p, c);
   }
@@ -77,12 +75,12 @@ struct rollout_pass {
   static void log_probabilities(const P& p, basic_workspace<S>& w, const weights& m,
                                 const rollout_batch& batch, vector_view<T> logp,
                                 rollout_routing<C, S>* routing = nullptr) {
+    expect_extent("rollout_pass", "logp", logp.extent[0], batch.answer_rows());
     const workspace_scope<S> scope(w);
     const auto hidden = take<T>(w, batch.answer_rows(), C.hidden_size);
     const auto losses = take<T>(w, batch.answer_rows());
     hidden_states(p, w, m, batch, hidden, routing);
     cross_entropy<T, S, wide>::forward(p, w, {hidden, m.head, answers(p, w, batch)}, {losses});
-    expect_extent("rollout_pass", "logp", logp.extent[0], batch.answer_rows());
     fetch(p, losses, logp.data);
     for (std::int64_t t = 0; t < logp.extent[0]; ++t) logp(t) = -logp(t);
   }
@@ -118,23 +116,19 @@ struct rollout_pass {
 
   template <policy P>
   static ids_view tokens(const P& p, basic_workspace<S>& w, const rollout_batch& batch) {
-    return reachable(p, w, std::span(batch.tokens().data, static_cast<std::size_t>(batch.rows())));
+    return reachable(p, w, batch.tokens());
   }
   template <policy P>
   static ids_view answers(const P& p, basic_workspace<S>& w, const rollout_batch& batch) {
-    return reachable(p, w, std::span(batch.answers().data, static_cast<std::size_t>(batch.answer_rows())));
+    return reachable(p, w, batch.answers());
   }
 
   static context_type context(basic_workspace<S>& w, const rollout_batch& batch, bool indexer) {
     return context_type::take(w, batch.offsets(), {false, {.indexer_loss = indexer}});
   }
-  template <policy P>
-  static typename model::inputs inputs(const P& p, basic_workspace<S>& w, const rollout_batch& batch,
-                                       ids_view tokens) {
-    return {batch.offsets(),
-            tokens,
-            reachable(p, w, std::span(batch.targets().data, static_cast<std::size_t>(batch.rows()))),
-            {}};
+  /// Without targets: losses of answers have their own, and the multi-token-prediction block does not run.
+  static typename model::inputs inputs(const rollout_batch& batch, ids_view tokens) {
+    return {batch.offsets(), tokens, {}, {}};
   }
 
   template <policy P, class Loss, class RouterLoss>
@@ -143,12 +137,16 @@ struct rollout_pass {
                             const RouterLoss& router_loss) {
     const std::int64_t rows = batch.rows(), width = C.hidden_size;
     const bool indexer = o.indexer != 0 && C.layers.number_of(attention_kind::csa) > 0;
-    const auto in = inputs(p, w, batch, ids);
+    const auto in = inputs(batch, ids);
     const context_type c = context(w, batch, indexer);
     model::forward(p, w, m, in, c);
 
     rollout_losses losses;
-    if (indexer) losses.indexer = mean_divergence(p, c);
+    if (indexer) {
+      training_losses found;
+      model::add_divergences(p, c, found);
+      if (found.indexer_rows) losses.indexer = found.indexer / double(found.indexer_rows);
+    }
     const auto dhidden = g ? take<T>(w, rows, width) : matrix_view<T, S>();
     {
       const workspace_scope<S> momentary(w);
@@ -181,23 +179,10 @@ struct rollout_pass {
       std::vector<std::int32_t> all(C.vocab_size);
       std::iota(all.begin(), all.end(), 0);
       const auto widened = take<T>(w, C.vocab_size, C.hidden_size);
-      embedding<T, S, wide>::forward(p, {reachable(p, w, std::span<const std::int32_t>(all)), m.head},
+      embedding<T, S, wide>::forward(p, {reachable(p, w, all), m.head},
                                      {widened.reshape(C.vocab_size, 1, C.hidden_size)});
       return widened;
     }
-  }
-
-  template <policy P>
-  static double mean_divergence(const P& p, const context_type& c) {
-    double sum = 0;
-    std::int64_t rows = 0;
-    for (const auto& loss : c.indexer_losses) {
-      if (!loss.data) continue;
-      for (const T l : fetched(p, loss)) sum += double(l);
-      for (const auto& s : c.segments)  // the first rows of a sequence see no entry yet
-        rows += std::max<std::int64_t>(0, s.rows - C.attention.csa_compress_ratio + 1);
-    }
-    return rows ? sum / double(rows) : 0;
   }
 
   /// Calls f(first row, first answer row, how many) for every sequence.

@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -119,7 +118,7 @@ class trainer {
       const workspace_scope<S> micro_batch(w);
       // Gradients are divided by the number of tokens later on, so a mean over sequences weighs as many.
       const double scale = options_.balance * double(tokens_.size()) / (double(offsets_.size()) - 1);
-      const auto offsets = reachable(p, w, std::span<const std::int64_t>(offsets_));
+      const auto offsets = reachable(p, w, offsets_);
       const auto losses = pass::step(p, w, m, inputs(p, w), weight, &gradients_.views(),
                                      balance.router_loss(p, w, offsets, scale));
       batch.add(losses.tokens, losses.token);
@@ -192,10 +191,7 @@ class trainer {
   /// The rows at hand where the pass reads them, until the caller's scope ends.
   template <policy P>
   typename pass::inputs inputs(const P& p, basic_workspace<S>& w) const {
-    const auto there = [&](const std::vector<std::int32_t>& ids) {
-      return reachable(p, w, std::span<const std::int32_t>(ids));
-    };
-    return {offsets_, there(tokens_), there(targets_), there(second_targets_)};
+    return {offsets_, reachable(p, w, tokens_), reachable(p, w, targets_), reachable(p, w, second_targets_)};
   }
 
   template <policy P>

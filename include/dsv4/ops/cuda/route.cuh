@@ -13,6 +13,12 @@ __device__ __forceinline__ double route_score(double x) {
   return sqrt(x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)));
 }
 
+/// What selects an expert of score s: the score as T has it, and the bias.
+template <class T>
+__device__ __forceinline__ accumulator<T> route_key(double s, T bias) {
+  return widened<accumulator<T>>(narrowed<T>(s)) + widened<accumulator<T>>(bias);
+}
+
 /// The weight of a chosen expert of score s, of those that add up to `sum`; NaN where the choice is not
 /// `good`.
 template <class T>
@@ -57,7 +63,7 @@ __global__ void __launch_bounds__(32 * route_warps)
     const A taken = -infinity<A>;
     for (std::int64_t e = warp % Warps * 32 + lane; e < n; e += 32 * Warps) {
       score[e] = route_score(widened<double>(logits(t, e)));
-      key[e] = widened<A>(narrowed<T>(score[e])) + widened<A>(bias(e));
+      key[e] = route_key<T>(score[e], bias(e));
     }
     if constexpr (Warps > 1) __syncthreads();
     if (warp % Warps != 0) return;

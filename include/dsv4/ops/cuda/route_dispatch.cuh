@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(route_threads)
       A own = -infinity<A>;
       if (e < n) {
         const double s = m.score[e] = score_of(e);
-        own = widened<A>(narrowed<T>(s)) + widened<A>(choice.bias(e));
+        own = route_key<T>(s, choice.bias(e));
       }
       const bool is_scored = own > -infinity<A>;  // not NaN
       int before = 0;
