@@ -142,13 +142,9 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     norm_rope<T, S>::forward(
         p, {raw_kv.rows(row, n).reshape(n, 1, dim), parameters.kv_norm, norm_eps, frequencies, position},
         {own_kv.reshape(n, 1, dim)});
-    const auto to_kv = [&](matrix_view<T, S> rows_) {
-      if constexpr (Q.kv_fp8) store_kv<T, S>(p, A.qk_rope_head_dim, rows_);
-    };
-    const auto to_index = [&](matrix_view<T, S> vectors) {
-      if constexpr (Q.index_fp4) store_index<T, S>(p, vectors);
-    };
-    to_kv(own_kv);
+    const auto to_kv = kv_rounding<Q>(A.qk_rope_head_dim);
+    const index_rounding<Q> to_index;
+    to_kv(p, own_kv);
 
     // Window keys: the rows before this segment, then its own.
     const std::int64_t oldest = std::max<std::int64_t>(0, position - A.sliding_window + 1),
@@ -172,11 +168,11 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     /// The entries visible to the segment: those of the cache, or of the document.
     const auto compress_with = [&](const auto& compressor, bool overlap, const matrix_view<T, S>& kv_rows,
                                    const matrix_view<T, S>& gate_rows, auto cache,
-                                   const matrix_view<T, S>& kept, const auto& store) {
+                                   const matrix_view<T, S>& kept, const auto& round) {
       if (!training) {
         auto& own = segment.cache->*cache;
         compress<T, S>(p, w, compressor, frequencies, norm_eps, overlap, position, kv_rows.rows(row, n),
-                       gate_rows.rows(row, n), own, store);
+                       gate_rows.rows(row, n), own, round);
         return own.entries.view();
       }
       const std::int64_t count = n / ratio, width = compressor.norm.extent[0];
@@ -185,7 +181,7 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
       compress_pool<T, S>::forward(
           p, {kv_rows.rows(row, n), gate_rows.rows(row, n), compressor.position_bias, 0, 0, overlap},
           {pooled});
-      finish_entries<T, S>(p, compressor, frequencies, norm_eps, 0, pooled, fresh, store);
+      finish_entries<T, S>(p, compressor, frequencies, norm_eps, 0, pooled, fresh, round);
       return fresh;
     };
     using caches = attention_cache<T, S>;
@@ -198,7 +194,7 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     if (indexes) {
       const auto own_index_q = index_q.rows(row, n);
       rope<T, S>::forward(p, {frequencies, position}, {own_index_q});
-      to_index(own_index_q.reshape(n * index_heads, index_dim));
+      to_index(p, own_index_q.reshape(n * index_heads, index_dim));
       index_keys = compress_with(parameters.indexer.compressor, true, index_kv, index_gate, &caches::index,
                                  keep.index_pooled, to_index);
       // Where every visible entry is kept there is nothing to select.

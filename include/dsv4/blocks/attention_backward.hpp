@@ -54,7 +54,7 @@ class attention_replay {
     const auto raw = context_.kv.rows(s.first_row, s.rows).reshape(s.rows, 1, A.head_dim);
     norm_rope<T, S>::forward(p_, {raw, parameters_.kv_norm, norm_eps_, frequencies, 0},
                              {y.reshape(s.rows, 1, A.head_dim)});
-    to_kv(y);
+    to_kv(p_, y);
     return y;
   }
   /// Compressed entries of a segment, from `first_entry` on in the context.
@@ -62,8 +62,7 @@ class attention_replay {
     if (ratio == 0) return {};
     const auto y = take<T>(w_, s.rows / ratio, A.head_dim);
     finish_entries<T, S>(p_, parameters_.compressor, frequencies, norm_eps_, 0,
-                         context_.pooled.rows(first_entry, y.extent[0]), y,
-                         [&](matrix_view<T, S> rows) { to_kv(rows); });
+                         context_.pooled.rows(first_entry, y.extent[0]), y, to_kv);
     return y;
   }
   /// Index queries of a segment, rotated and rounded.
@@ -73,14 +72,13 @@ class attention_replay {
     copy_rows<T, S>::forward(p_, {context_.index_q.rows(s.first_row, n).reshape(n, heads * dim), 0, 0, n},
                              {y.reshape(n, heads * dim)});
     rope<T, S>::forward(p_, {frequencies, 0}, {y});
-    to_index(y.reshape(n * heads, dim));
+    to_index(p_, y.reshape(n * heads, dim));
     return y;
   }
   matrix_view<T, S> index_keys(const attention_segment<T, S>& s, std::int64_t first_entry) {
     const auto y = take<T>(w_, s.rows / ratio, A.index_head_dim);
     finish_entries<T, S>(p_, parameters_.indexer.compressor, frequencies, norm_eps_, 0,
-                         context_.index_pooled.rows(first_entry, y.extent[0]), y,
-                         [&](matrix_view<T, S> rows) { to_index(rows); });
+                         context_.index_pooled.rows(first_entry, y.extent[0]), y, to_index);
     return y;
   }
   /// The entries selected for a segment's queries; empty where all are attended.
@@ -95,12 +93,8 @@ class attention_replay {
   }
 
  private:
-  void to_kv(matrix_view<T, S> rows) {
-    if constexpr (Q.kv_fp8) store_kv<T, S>(p_, A.qk_rope_head_dim, rows);
-  }
-  void to_index(matrix_view<T, S> rows) {
-    if constexpr (Q.index_fp4) store_index<T, S>(p_, rows);
-  }
+  static constexpr auto to_kv = kv_rounding<Q>(A.qk_rope_head_dim);
+  static constexpr index_rounding<Q> to_index{};
 
   const P& p_;
   basic_workspace<S>& w_;

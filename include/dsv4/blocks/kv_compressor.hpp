@@ -12,6 +12,8 @@
 #include <dsv4/ops/rms_norm.hpp>
 #include <dsv4/ops/rope.hpp>
 
+#include <type_traits>
+
 namespace dsv4 {
 
 template <class T, space S = space::host, class W = T>
@@ -22,31 +24,53 @@ struct compressor_parameters {
 };
 
 /// Rounds entries of the KV cache as they are stored; the last `rope_dim` channels stay as they are.
-template <class T, space S, policy P>
-void store_kv(const P& p, int rope_dim, matrix_view<T, S> x) {
-  round_trip<fp8_kv, T, S>::forward(p, {}, {x.columns(0, x.extent[1] - rope_dim)});
-}
+struct round_to_kv {
+  int rope_dim;
+  template <policy P, class T, space S>
+  void operator()(const P& p, const matrix_view<T, S>& x) const {
+    round_trip<fp8_kv, T, S>::forward(p, {}, {x.columns(0, x.extent[1] - rope_dim)});
+  }
+};
 
 /// Rounds indexer queries or keys: Hadamard transform, then MXFP4.
-template <class T, space S, policy P>
-void store_index(const P& p, matrix_view<T, S> x) {
-  hadamard<T, S>::forward(p, {}, {x});
-  round_trip<mxfp4, T, S>::forward(p, {}, {x});
-}
+struct round_to_index {
+  template <policy P, class T, space S>
+  void operator()(const P& p, const matrix_view<T, S>& x) const {
+    hadamard<T, S>::forward(p, {}, {x});
+    round_trip<mxfp4, T, S>::forward(p, {}, {x});
+  }
+};
 
-/// Entries from `first` on, from their pooled groups: normalised, rotated at position i m, then passed to
-/// `store(entries)`, which may round them. May be in place.
-template <class T, space S, class W, policy P, class Store>
+/// Leaves what is stored as it is.
+struct round_nothing {
+  template <policy P, class T, space S>
+  void operator()(const P&, const matrix_view<T, S>&) const {}
+};
+
+/// What the numerics do to KV entries, and to the indexer's queries and keys.
+template <numerics_config Q>
+constexpr auto kv_rounding([[maybe_unused]] int rope_dim) {
+  if constexpr (Q.kv_fp8)
+    return round_to_kv{rope_dim};
+  else
+    return round_nothing();
+}
+template <numerics_config Q>
+using index_rounding = std::conditional_t<Q.index_fp4, round_to_index, round_nothing>;
+
+/// Entries from `first` on, from their pooled groups: normalised, rotated at position i m, then rounded as
+/// they are stored. May be in place.
+template <class T, space S, class W, policy P, class Rounding>
 void finish_entries(const P& p, const compressor_parameters<T, S, W>& parameters,
                     const rope_frequencies& frequencies, double norm_eps, std::int64_t first,
-                    matrix_view<const T, S> pooled, matrix_view<T, S> entries, const Store& store) {
+                    matrix_view<const T, S> pooled, matrix_view<T, S> entries, const Rounding& round) {
   const std::int64_t m = parameters.position_bias.extent[0];
   if (entries.extent[0] == 0) return;
   const std::int64_t count = entries.extent[0], width = entries.extent[1];
   norm_rope<T, S>::forward(
       p, {pooled.reshape(count, 1, width), parameters.norm, norm_eps, frequencies, first * m, m},
       {entries.reshape(count, 1, width)});
-  store(entries);
+  round(p, entries);
 }
 
 /// The backward of a whole document's entries, from those of its tokens' projections: back through pool, norm
@@ -73,11 +97,11 @@ void compress_backward(const P& p, basic_workspace<S>& w, const compressor_param
 /// Takes the projections (rows of kv and gate, the first at `position`) of the next tokens of one sequence,
 /// appends the entries that they complete to the cache, and remembers what later entries need (specification,
 /// section 6). Entry i is the pool of group i, finished.
-template <class T, space S, class W, policy P, class Store>
+template <class T, space S, class W, policy P, class Rounding>
 void compress(const P& p, basic_workspace<S>& w, const compressor_parameters<T, S, W>& parameters,
               const rope_frequencies& frequencies, double norm_eps, bool overlap, std::int64_t position,
               matrix_view<const T, S> kv, matrix_view<const T, S> gate, compressor_cache<T, S>& cache,
-              const Store& store) {
+              const Rounding& round) {
   const workspace_scope scope(w);
   const auto range = detail::named_range(p, "compress");
   const std::int64_t m = parameters.position_bias.extent[0], rows = kv.extent[0], width = kv.extent[1];
@@ -98,7 +122,7 @@ void compress(const P& p, basic_workspace<S>& w, const compressor_parameters<T, 
     const auto fresh = cache.entries.view().rows(first, entries);
     compress_pool<T, S>::forward(p, {all_kv, all_gate, parameters.position_bias, oldest, first, overlap},
                                  {fresh});
-    finish_entries<T, S>(p, parameters, frequencies, norm_eps, first, fresh, fresh, store);
+    finish_entries<T, S>(p, parameters, frequencies, norm_eps, first, fresh, fresh, round);
   }
   cache.kv.store(p, kv, position);
   cache.gate.store(p, gate, position);

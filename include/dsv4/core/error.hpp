@@ -3,11 +3,20 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
 namespace dsv4 {
+
+namespace detail {
+inline std::string joined(std::initializer_list<std::string_view> parts) {
+  std::string all;
+  for (const std::string_view part : parts) all += part;
+  return all;
+}
+}  // namespace detail
 
 /// Base of every exception that the library throws itself.
 class error : public std::runtime_error {
@@ -20,8 +29,7 @@ class contract_error : public error {
  public:
   contract_error(std::string_view where, std::string_view argument, std::string_view expected,
                  std::string_view found)
-      : error(std::string(where) + ": " + std::string(argument) + ": expected " + std::string(expected) +
-              ", found " + std::string(found)) {}
+      : error(detail::joined({where, ": ", argument, ": expected ", expected, ", found ", found})) {}
 };
 
 /// A file is not what it claims to be, or not what the model needs.
@@ -29,23 +37,23 @@ class format_error : public error {
  public:
   format_error(std::string_view file, std::string_view item, std::string_view expected,
                std::string_view found)
-      : error(std::string(file) + ": " + std::string(item) + ": expected " + std::string(expected) +
-              ", found " + std::string(found)) {}
+      : error(detail::joined({file, ": ", item, ": expected ", expected, ", found ", found})) {}
 };
 
 /// The operating system refused a read, write or map.
 class io_error : public error {
  public:
   io_error(std::string_view file, std::string_view operation, std::string_view reason)
-      : error(std::string(file) + ": " + std::string(operation) + ": " + std::string(reason)) {}
+      : error(detail::joined({file, ": ", operation, ": ", reason})) {}
 };
 
 /// A sequence state no longer holds what `truncate(length)` would need.
 class cannot_rewind : public error {
  public:
   cannot_rewind(std::int64_t wanted, std::int64_t shortest, std::int64_t length)
-      : error("sequence_state::truncate: expected a length of 0 or from " + std::to_string(shortest) +
-              " to " + std::to_string(length) + ", found " + std::to_string(wanted)),
+      : error(detail::joined({"sequence_state::truncate: expected a length of 0 or from ",
+                              std::to_string(shortest), " to ", std::to_string(length), ", found ",
+                              std::to_string(wanted)})),
         shortest_length(shortest) {}
   std::int64_t shortest_length;  ///< the shortest non-zero length that truncate accepts now
 };

@@ -28,14 +28,25 @@ class cpu {
   /// Calls body(begin, end) on disjoint ranges that cover [0, count), each of about `grain` indices or more.
   template <class Body>
   void parallel_for(std::int64_t count, std::int64_t grain, const Body& body) const {
+    run_ranges(
+        count, grain,
+        [](const void* of, std::int64_t begin, std::int64_t end) {
+          (*static_cast<const Body*>(of))(begin, end);
+        },
+        &body);
+  }
+
+ private:
+  /// Compiled once, whatever the bodies.
+  void run_ranges(std::int64_t count, std::int64_t grain,
+                  void (*body)(const void*, std::int64_t, std::int64_t), const void* of) const {
     if (count <= 0) return;
     // Four ranges per thread balance uneven work; fewer when the ranges would be smaller than the grain.
     const std::int64_t ranges =
         std::clamp<std::int64_t>(count / std::max<std::int64_t>(grain, 1), 1, 4 * std::int64_t{threads()});
-    pool_->run(ranges, [&](std::int64_t i) { body(count * i / ranges, count * (i + 1) / ranges); });
+    pool_->run(ranges, [&](std::int64_t i) { body(of, count * i / ranges, count * (i + 1) / ranges); });
   }
 
- private:
   std::shared_ptr<thread_pool> pool_;
 };
 

@@ -35,16 +35,25 @@ class thread_pool {
   /// task is rethrown here after all have ended. Tasks must not call run() on the same pool.
   template <class Task>
   void run(std::int64_t count, const Task& task) {
+    run(
+        count, [](const void* t, std::int64_t i) { (*static_cast<const Task*>(t))(i); }, &task);
+  }
+
+ private:
+  using job = void (*)(const void*, std::int64_t);
+
+  /// job(task, i) for every i. Compiled once, whatever the tasks.
+  void run(std::int64_t count, job run_one, const void* task) {
     if (count <= 0) return;
     if (workers_.empty() || count == 1) {
-      for (std::int64_t i = 0; i < count; ++i) task(i);
+      for (std::int64_t i = 0; i < count; ++i) run_one(task, i);
       return;
     }
     std::lock_guard region(region_);
     {
       std::lock_guard lock(mutex_);
-      job_ = [](const void* t, std::int64_t i) { (*static_cast<const Task*>(t))(i); };
-      context_ = &task;
+      job_ = run_one;
+      context_ = task;
       count_ = count;
       next_.store(0);
       running_.store(static_cast<int>(workers_.size()));
@@ -60,7 +69,6 @@ class thread_pool {
     if (failure_) std::rethrow_exception(failure_);
   }
 
- private:
   void stop() {
     {
       std::lock_guard lock(mutex_);
@@ -106,7 +114,7 @@ class thread_pool {
   std::atomic<std::int64_t> next_{0};
   std::int64_t count_ = 0;
   const void* context_ = nullptr;
-  void (*job_)(const void*, std::int64_t) = nullptr;
+  job job_ = nullptr;
   std::exception_ptr failure_;
 };
 

@@ -167,17 +167,32 @@ void for_each_block(const exec::cpu& p, std::int64_t count, std::int64_t o, std:
                  });
 }
 
-/// Computes `count` products, problem(i) describing each.
-template <class T, class Problem>
-void gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k, const Problem& problem) {
+/// What describe(i) says of each of `count` products.
+template <class Problem, class Describe>
+std::vector<Problem> described(std::int64_t count, const Describe& describe) {
+  std::vector<Problem> problems(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) problems[static_cast<std::size_t>(i)] = describe(i);
+  return problems;
+}
+
+template <class T>
+void gemm_nt(const exec::cpu& p, std::int64_t o, std::int64_t k,
+             const std::vector<gemm_problem<T>>& problems) {
   const auto& kernels = best_kernels<T>();
   for_each_block(
-      p, count, o, k, [&](std::int64_t i) { return problem(i).rows; },
+      p, static_cast<std::int64_t>(problems.size()), o, k,
+      [&](std::int64_t i) { return problems[static_cast<std::size_t>(i)].rows; },
       [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
-        const gemm_problem<T> g = problem(i);
+        const gemm_problem<T>& g = problems[static_cast<std::size_t>(i)];
         kernels.gemm_nt(g.x + n0 * g.ldx, g.ldx, n, g.w + o0 * g.ldw, g.ldw, width, k, g.y + n0 * g.ldy + o0,
                         g.ldy, n0 + n < g.rows ? 0 : width);
       });
+}
+
+/// Computes `count` products, problem(i) describing each.
+template <class T, class Problem>
+void gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k, const Problem& problem) {
+  gemm_nt(p, o, k, described<gemm_problem<T>>(count, problem));
 }
 
 /// One product c[m, n] (+)= op(a) b of several that share n: a is [m, k] or, when transposed, [k, m].
@@ -191,18 +206,21 @@ struct outer_problem {
   std::int64_t ldc;
 };
 
-/// Computes `count` products, problem(i) describing each. An element's bits depend on its row of op(a), its
-/// column of b and what c held, not on the blocks.
-template <bool Transposed, class T, class Problem>
-void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add, const Problem& problem) {
+/// An element's bits depend on its row of op(a), its column of b and what c held, not on the blocks.
+template <bool Transposed, class T>
+void gemm_outer(const exec::cpu& p, std::int64_t n, bool add, const std::vector<outer_problem<T>>& problems) {
   const auto& kernels = best_kernels<T>();
+  const auto problem = [&](std::int64_t i) -> const outer_problem<T>& {
+    return problems[static_cast<std::size_t>(i)];
+  };
+  const auto count = static_cast<std::int64_t>(problems.size());
   const auto blocks_of = [](std::int64_t extent, std::int64_t most) { return (extent + most - 1) / most; };
   std::vector<std::int64_t> first(static_cast<std::size_t>(count) + 1, 0);  // the first task of each product
   std::int64_t width = 4 * outer_width, work = 0;
   for (;; width /= 2) {  // narrower blocks where they would be too few for the threads
     work = 0;
     for (std::int64_t i = 0; i < count; ++i) {
-      const outer_problem<T> g = problem(i);
+      const outer_problem<T>& g = problem(i);
       const bool none = add && g.k == 0;
       first[static_cast<std::size_t>(i) + 1] =
           first[static_cast<std::size_t>(i)] + (none ? 0 : blocks_of(g.m, outer_block) * blocks_of(n, width));
@@ -219,7 +237,7 @@ void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add
                    auto i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
                    for (std::int64_t task = begin; task < end; ++task) {
                      while (task >= first[static_cast<std::size_t>(i) + 1]) ++i;
-                     const outer_problem<T> g = problem(i);
+                     const outer_problem<T>& g = problem(i);
                      const std::int64_t within = task - first[static_cast<std::size_t>(i)];
                      const std::int64_t blocks = blocks_of(g.m, outer_block);
                      // Blocks of equal height, in whole register tiles.
@@ -233,6 +251,12 @@ void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add
                                                         add, scratch.data());
                    }
                  });
+}
+
+/// Computes `count` products, problem(i) describing each.
+template <bool Transposed, class T, class Problem>
+void gemm_outer(const exec::cpu& p, std::int64_t count, std::int64_t n, bool add, const Problem& problem) {
+  gemm_outer<Transposed>(p, n, add, described<outer_problem<T>>(count, problem));
 }
 
 }  // namespace dsv4::detail

@@ -17,7 +17,10 @@ struct lanes {
   typedef T vec __attribute__((vector_size(16)));  // an alias would lose the attribute
   using tail = std::int64_t;
   static constexpr int width = 16 / static_cast<int>(sizeof(T));
-  static constexpr int tile_rows = 3, outer_rows = 3, outer_vectors = 4;
+  // Beside AVX2 these are for processors of before 2013: small tiles, for the sake of what every program
+  // compiles.
+  static constexpr int rows = DSV4_X86_KERNELS ? 2 : 3;
+  static constexpr int tile_rows = rows, outer_rows = rows, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
 
   static void hold(vec&) {}
@@ -71,7 +74,10 @@ struct lanes {
   }
   static void reduce4(const vec& a, const vec& b, const vec& c, const vec& d, T* y, bool add) {
     const T sum[4] = {reduce(a), reduce(b), reduce(c), reduce(d)};
-    for (int i = 0; i < 4; ++i) y[i] = add ? y[i] + sum[i] : sum[i];
+    if (add)
+      for (int i = 0; i < 4; ++i) y[i] += sum[i];
+    else
+      std::copy_n(sum, 4, y);
   }
 };
 

@@ -6,7 +6,8 @@
 /// Every output element is computed by the same operations in the same order wherever it lies in a tile, a
 /// block or a batch: one vector accumulator steps over the summed axis with fused multiply-adds, a masked
 /// step takes the tail, and one fixed tree adds the lanes. Tiles of other shapes differ only in how many
-/// elements they compute side by side.
+/// elements they compute side by side. There are few of them: each is compiled three times and more in every
+/// program.
 #if defined(DSV4_TARGET)
 
 /// Rows of a dense matrix as dot_tile reads them: `vectors` vectors at a time. With `Tile` rows to a tile the
@@ -112,7 +113,9 @@ DSV4_TARGET void dot_rows(const T* x, std::int64_t ldx, const T* w, std::int64_t
     rows_ahead<T>::fetch(ahead);
     dot_tile<T, RX, 4>(x, ldx, rows{w + j * ldw, ldw}, k, y + j, ldy, add);
   }
-  for (; j < o; ++j) dot_tile<T, RX, 1>(x, ldx, rows{w + j * ldw, ldw}, k, y + j, ldy, add);
+  for (; j < o; ++j)
+    for (int i = 0; i < RX; ++i)
+      dot_tile<T, 1, 1>(x + i * ldx, ldx, rows{w + j * ldw, ldw}, k, y + i * ldy + j, ldy, add);
 }
 
 /// One chunk of y[n, o] = x[n, k] w[o, k]^T. Writes y, or adds to it.
@@ -124,12 +127,8 @@ DSV4_TARGET void chunk_nt(const T* x, std::int64_t ldx, std::int64_t n, const T*
   ahead = rows_ahead<T>::over(ahead, (n + rx - 1) / rx * (o / 4));
   std::int64_t i = 0;
   for (; i + rx <= n; i += rx) dot_rows<T, rx>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
-  if constexpr (rx > 3)
-    for (; i + 3 <= n; i += 3) dot_rows<T, 3>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
-  if (i + 2 <= n) {
-    dot_rows<T, 2>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
-    i += 2;
-  }
+  if constexpr (rx > 2)
+    for (; i + 2 <= n; i += 2) dot_rows<T, 2>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
   if (i < n) dot_rows<T, 1>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
 }
 
@@ -210,13 +209,9 @@ DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, row_steps steps, st
     rows_ahead<T>::fetch(ahead);
     outer_tile<T, rm, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
   }
-  if constexpr (rm > 3)
-    for (; m >= 3; m -= 3, a += 3 * steps.within, c += 3 * ldc)
-      outer_tile<T, 3, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
-  if (m >= 2) {
-    outer_tile<T, 2, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
-    m -= 2, a += 2 * steps.within, c += 2 * ldc;
-  }
+  if constexpr (rm > 2)
+    for (; m >= 2; m -= 2, a += 2 * steps.within, c += 2 * ldc)
+      outer_tile<T, 2, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
   if (m > 0) outer_tile<T, 1, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
 }
 
@@ -229,17 +224,9 @@ DSV4_TARGET void outer_panels(const T* a, std::int64_t lda, row_steps steps, std
   std::int64_t j = 0;
   for (; j + most * width <= n; j += most * width)
     outer_columns<T, most, false, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, 0, ahead);
-  if constexpr (most > 2)
-    if (j + 2 * width <= n) {
-      outer_columns<T, 2, false, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, 0, ahead);
-      j += 2 * width;
-    }
-  if (j + width <= n) {
-    outer_columns<T, 1, false, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, 0, ahead);
-    j += width;
-  }
-  if (j < n)
-    outer_columns<T, 1, true, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, n - j, ahead);
+  for (; j < n; j += width)
+    outer_columns<T, 1, true, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add,
+                                          std::min(width, n - j), ahead);
 }
 
 /// c[m, n] = op(a)[m, k] b[k, n], or c += it: every element is a sequential chain of fused multiply-adds over

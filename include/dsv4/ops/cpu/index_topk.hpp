@@ -37,7 +37,13 @@ class best_entries {
     if (kept_.size() == 2 * k_) keep_best();
   }
 
-  /// The k best of what was pushed, or all when fewer, in no fixed order.
+  /// Takes in the best of others too.
+  void join(best_entries& others) {
+    const auto& more = others.finish();
+    kept_.insert(kept_.end(), more.begin(), more.end());
+  }
+
+  /// The k best of what was pushed or joined, or all when fewer, in no fixed order.
   const std::vector<scored_entry<T>>& finish() {
     if (kept_.size() > k_) keep_best();
     return kept_;
@@ -95,15 +101,7 @@ struct kernel<index_topk<T>, exec::cpu> {
           score(in, t, visible * i / pieces, visible * (i + 1) / pieces, scratch.data(),
                 best[static_cast<std::size_t>(i)]);
       });
-      std::vector<detail::scored_entry<T>> candidates;
-      for (auto& piece : best) {
-        const auto& kept = piece.finish();
-        candidates.insert(candidates.end(), kept.begin(), kept.end());
-      }
-      std::sort(candidates.begin(), candidates.end(),
-                [](const auto& a, const auto& b) { return a.entry < b.entry; });
-      best[0].clear();
-      for (const auto& c : candidates) best[0].push(c.score, c.entry);
+      for (std::size_t i = 1; i < best.size(); ++i) best[0].join(best[i]);
       write(out, t, best[0]);
     }
   }
