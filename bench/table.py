@@ -5,22 +5,25 @@ usage: table.py RESULTS [--against RESULTS] [--out FILE.json]
 
 RESULTS is a folder with one JSON file per program, as ./dev bench writes, or one file with all of them, as --out writes.
 `share` is the part of the machine's bound that is reached: the larger of the part of its multiply-adds (floats, all threads) and
-of its memory traffic (for a working set of that size); c or m says which. Bounds are measured in the same program. With
---against: time of the other run / time of this one, so above 1 is faster, and the same for shares.
+of its memory traffic (for a working set of that size); c or m says which. Bounds are measured in the same program; of a GPU,
+they are the first line. With --against: time of the other run / time of this one, so above 1 is faster, and the same for shares.
 """
 import argparse
 import json
 import pathlib
+import re
 import sys
+
+BOUNDS = ("copy, TB/s", "bf16 product, TFLOP/s")  # of a GPU: what its programs say about themselves
 
 
 def load(path):
-    """{name: benchmark} of all programs, with the program's name in front."""
+    """{(program, name): benchmark} of all programs, and what they say about the machine."""
     path = pathlib.Path(path)
     files = sorted(path.glob("bench_*.json")) if path.is_dir() else [path]
     if not files:
         sys.exit(f"{path}: no results")
-    found, context = {}, None
+    found, contexts = {}, []
     for file in files:
         if file.stat().st_size == 0:
             continue  # a filter left nothing of this program
@@ -28,11 +31,18 @@ def load(path):
             content = json.loads(file.read_text())
         except ValueError as failure:
             sys.exit(f"{file}: {failure}")
-        context = context or content["context"]
+        contexts.append(content["context"])
         for b in content["benchmarks"]:
             if b.get("run_type") != "aggregate":
                 program = b.get("program") or file.stem.removeprefix("bench_")
                 found[program, b["name"]] = {**b, "program": program}
+    if not contexts:
+        sys.exit(f"{path}: no benchmark of that name")
+    context = dict(contexts[0])
+    for bound in BOUNDS:  # each program has measured them
+        values = {c[bound] for c in contexts if bound in c}
+        if len(values) > 1:
+            context[bound] = f"{min(values, key=float)} - {max(values, key=float)}"
     return found, context
 
 
@@ -48,6 +58,11 @@ def scaled(value, unit):
         if value >= factor:
             return f"{value / factor:6.2f} {prefix}{unit}"
     return f"{value:6.2f}  {unit}"
+
+
+def short(name):
+    """A benchmark's name without how it is timed."""
+    return re.sub(r"/(iterations:\d+|real_time|manual_time)", "", name)
 
 
 def share(b):
@@ -67,12 +82,14 @@ def main():
     if options.out:
         options.out.write_text(json.dumps({"context": context, "benchmarks": list(now.values())}, indent=1) + "\n")
 
+    if "GPU" in context:
+        print(context["GPU"] + "".join(f"; {bound}: {context[bound]}" for bound in BOUNDS))
     program, slower, faster = None, 0, 0
     for (own, name), b in now.items():
         if own != program:
             program = own
             print(f"\n{program:54}{'time':>11}{'rate':>15}{'traffic':>13}{'share':>8}" + (f"{'speed':>9}{'share':>7}" if before else ""))
-        line = f"  {name.replace('/real_time', '').replace('/manual_time', ''):52}"
+        line = f"  {short(name):52}"
         if b.get("error_occurred"):
             print(line + f"  {b['error_message']}")
             continue

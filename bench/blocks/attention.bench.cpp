@@ -5,31 +5,10 @@
 
 #include <algorithm>
 #include <support/weights.hpp>
+#include <support/work.hpp>
 
 namespace {
 using namespace dsv4;
-
-/// Multiply-adds, twice, of the tokens [first, first + rows): the products with weights, the keys of each
-/// head, and the indexer's where it has something to select.
-double flops_of(const model_config& c, attention_kind kind, std::int64_t first, std::int64_t rows) {
-  const attention_config& a = c.attention;
-  const double d = c.hidden_size, heads = double(a.num_attention_heads) * a.head_dim,
-               ratio = a.compress_ratio(kind);
-  double weights = d * a.q_lora_rank + a.q_lora_rank * heads + d * a.head_dim + heads * a.o_lora_rank +
-                   double(a.o_groups) * a.o_lora_rank * d;
-  if (kind == attention_kind::hca) weights += 2 * d * a.head_dim;
-  if (kind == attention_kind::csa)
-    weights += 4 * d * (a.head_dim + a.index_head_dim) + d * a.index_n_heads +
-               double(a.q_lora_rank) * a.index_n_heads * a.index_head_dim;
-  double flops = 2 * weights * double(rows);
-  for (std::int64_t t = first; t < first + rows; ++t) {
-    const double visible = ratio > 0 ? std::floor(double(t + 1) / ratio) : 0;
-    const bool select = kind == attention_kind::csa && visible > a.index_topk;
-    const double keys = std::min<double>(double(t + 1), a.sliding_window) + (select ? a.index_topk : visible);
-    flops += 4 * keys * heads + (select ? 2 * visible * a.index_n_heads * a.index_head_dim : 0);
-  }
-  return flops;
-}
 
 /// Bytes of the weights that every call reads.
 template <class Weights>
@@ -69,7 +48,7 @@ bool add(const std::string& name) {
         run(0, context);  // what a decode step finds
         // The cache holds positions, not a length: the same step can be repeated.
         bench::measure(state, [&] { run(first, rows); });
-        bench::report_flops(state, flops_of(C, K, first, rows));
+        bench::report_flops(state, bench::attention_flops(C, K, first, rows));
         bench::report_bytes(state, weight_bytes(weights), bench::traffic::read);
         bench::report_rows(state, rows);
       });

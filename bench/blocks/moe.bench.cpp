@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <support/weights.hpp>
+#include <support/work.hpp>
 
 namespace {
 using namespace dsv4;
@@ -22,17 +23,11 @@ const bool added = bench::at_every_compiled_size(
       const auto run = [&] { moe<m, Q, float, space::host>(bench::policy(), scratch, ffn, {}, x, y); };
       run();
       bench::measure(state, run);
-      const double each = 3.0 * width * m.moe_intermediate_size;
-      bench::report_flops(state, 2.0 * double(rows) *
-                                     ((m.num_experts_per_tok + m.n_shared_experts) * each +
-                                      double(m.n_routed_experts) * width));
-      // Random tokens choose among all experts: E (1 - (1 - k/E)^rows) of them are read.
-      const double experts =
-          m.n_routed_experts * (1 - std::pow(1 - double(m.num_experts_per_tok) / m.n_routed_experts, rows));
+      bench::report_flops(state, bench::moe_flops(C, rows));
       const auto expert = weights_type::bytes(ffn.experts.w1[0]) + weights_type::bytes(ffn.experts.w2[0]) +
                           weights_type::bytes(ffn.experts.w3[0]);
       bench::report_bytes(state,
-                          static_cast<std::int64_t>(experts * double(expert)) +
+                          static_cast<std::int64_t>(bench::experts_read(m, rows) * double(expert)) +
                               weights_type::bytes(ffn.shared_w1) + weights_type::bytes(ffn.shared_w2) +
                               weights_type::bytes(ffn.shared_w3) + weights_type::bytes(ffn.gate),
                           bench::traffic::read);

@@ -5,30 +5,12 @@
 
 #include <algorithm>
 #include <support/fixtures.hpp>
+#include <support/work.hpp>
 
 namespace {
 using namespace dsv4;
 
-struct shape {
-  const char* name;
-  std::int64_t (*out)(const model_config&);
-  std::int64_t (*in)(const model_config&);
-};
 using C = const model_config&;
-std::int64_t heads_dim(C c) { return std::int64_t{c.attention.num_attention_heads} * c.attention.head_dim; }
-std::int64_t hidden(C c) { return c.hidden_size; }
-std::int64_t inner(C c) { return c.moe.moe_intermediate_size; }
-constexpr shape shapes[] = {
-    {"q_a", [](C c) -> std::int64_t { return c.attention.q_lora_rank; }, hidden},
-    {"q_b", heads_dim, [](C c) -> std::int64_t { return c.attention.q_lora_rank; }},
-    {"kv", [](C c) -> std::int64_t { return c.attention.head_dim; }, hidden},
-    {"o_b", hidden, [](C c) { return std::int64_t{c.attention.o_groups} * c.attention.o_lora_rank; }},
-    {"shared_w1", inner, hidden},
-    {"shared_w2", hidden, inner},
-    {"mixer", [](C c) -> std::int64_t { return c.hyper_connection.mixes(); },
-     [](C c) { return std::int64_t{c.hyper_connection.hc_mult} * c.hidden_size; }},
-    {"head", [](C c) -> std::int64_t { return c.vocab_size; }, hidden},
-};
 
 /// `rows` products with `weights` elements of weights, which dominate the bytes of few rows.
 void report(benchmark::State& state, std::int64_t rows, std::int64_t out, std::int64_t in,
@@ -37,7 +19,7 @@ void report(benchmark::State& state, std::int64_t rows, std::int64_t out, std::i
   bench::report_floats(state, rows * (in + out) + weights, bench::traffic::read);
 }
 
-void linear_float(benchmark::State& state, const shape& s, C c) {
+void linear_float(benchmark::State& state, const bench::matrix_shape& s, C c) {
   const std::int64_t rows = state.range(0), out = s.out(c), in = s.in(c);
   if (bench::too_large(state, 4 * out * in)) return;
   const auto x = bench::random(rows, in), weight = bench::random(out, in), y = bench::zeros(rows, out);
@@ -46,7 +28,7 @@ void linear_float(benchmark::State& state, const shape& s, C c) {
 }
 
 /// dx = dy W and dW += dy^T x.
-void linear_float_backward(benchmark::State& state, const shape& s, C c) {
+void linear_float_backward(benchmark::State& state, const bench::matrix_shape& s, C c) {
   const std::int64_t rows = state.range(0), out = s.out(c), in = s.in(c);
   if (bench::too_large(state, 8 * out * in)) return;
   const auto x = bench::random(rows, in), weight = bench::random(out, in), dy = bench::random(rows, out),
@@ -60,7 +42,7 @@ void linear_float_backward(benchmark::State& state, const shape& s, C c) {
 
 /// On one thread, with the instructions that this program was compiled for (the label); bench_eigen_gemm is
 /// the yardstick with all threads and vector instructions.
-void eigen_float(benchmark::State& state, const shape& s, C c) {
+void eigen_float(benchmark::State& state, const bench::matrix_shape& s, C c) {
   const std::int64_t rows = state.range(0), out = s.out(c), in = s.in(c);
   const auto x = bench::random(rows, in), weight = bench::random(out, in), y = bench::zeros(rows, out);
   const auto ex = as_eigen(x.v), ew = as_eigen(weight.v);
@@ -73,7 +55,7 @@ void eigen_float(benchmark::State& state, const shape& s, C c) {
 /// The grouped output projection o_a.
 void batched_linear_float(benchmark::State& state, C c) {
   const attention_config& a = c.attention;
-  const std::int64_t groups = a.o_groups, out = a.o_lora_rank, in = heads_dim(c) / groups;
+  const std::int64_t groups = a.o_groups, out = a.o_lora_rank, in = bench::heads_width(c) / groups;
   const std::int64_t rows = state.range(0);
   const auto x = bench::random(rows, groups, in), weight = bench::random(groups, out, in),
              y = bench::zeros(rows, groups, out);
@@ -81,16 +63,15 @@ void batched_linear_float(benchmark::State& state, C c) {
   report(state, rows * groups, out, in, groups * out * in);
 }
 
-/// Rows of every expert, spread evenly; in decode the first k experts have a row each.
 bench::array<std::int64_t, 1> even_offsets(std::int64_t experts, std::int64_t pairs) {
   auto offsets = bench::zeros<std::int64_t>(experts + 1);
-  for (std::int64_t e = 0; e <= experts; ++e)
-    offsets.v(e) = pairs < experts ? std::min(e, pairs) : pairs * e / experts;
+  bench::spread_evenly(offsets.v, experts, pairs);
   return offsets;
 }
 
 void grouped_linear_backward(benchmark::State& state, C c) {
-  const std::int64_t experts = c.moe.n_routed_experts, out = inner(c), in = hidden(c);
+  const std::int64_t experts = c.moe.n_routed_experts, out = bench::expert_width(c),
+                     in = bench::hidden_width(c);
   const std::int64_t pairs = state.range(0) * c.moe.num_experts_per_tok;
   if (bench::too_large(state, 8 * experts * out * in)) return;
   const auto x = bench::random(pairs, in), dy = bench::random(pairs, out), dx = bench::zeros(pairs, in);
@@ -105,7 +86,8 @@ void grouped_linear_backward(benchmark::State& state, C c) {
 
 /// The routed experts' w1.
 void grouped_linear_float(benchmark::State& state, C c) {
-  const std::int64_t experts = c.moe.n_routed_experts, out = inner(c), in = hidden(c);
+  const std::int64_t experts = c.moe.n_routed_experts, out = bench::expert_width(c),
+                     in = bench::hidden_width(c);
   const std::int64_t pairs = state.range(0) * c.moe.num_experts_per_tok;
   if (bench::too_large(state, 4 * experts * out * in)) return;
   const auto x = bench::random(pairs, in), y = bench::zeros(pairs, out);
@@ -117,7 +99,7 @@ void grouped_linear_float(benchmark::State& state, C c) {
 
 constexpr auto rows = {bench::decode_rows, bench::prefill_rows};
 const bool added = [] {
-  for (const shape& s : shapes) {
+  for (const bench::matrix_shape& s : bench::matrix_shapes) {
     bench::at_every_size(std::string("linear_") + s.name + "/forward", rows,
                          [&s](benchmark::State& state, C c) { linear_float(state, s, c); });
     bench::at_every_size(std::string("linear_") + s.name + "/backward", rows,

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <support/fixtures.hpp>
+#include <support/work.hpp>
 
 namespace {
 using namespace dsv4;
@@ -22,14 +23,10 @@ void attend(benchmark::State& state, const model_config& c, attention_kind kind,
   const auto sinks = bench::random(a.num_attention_heads);
   const bool select = kind == attention_kind::csa && entries > a.index_topk;
   const auto selected = bench::zeros<std::int32_t>(select ? rows : 0, select ? a.index_topk : 0);
-  double keys = 0;
-  for (std::int64_t t = 0; t < rows; ++t) {
-    const std::int64_t position = first + t, visible = ratio ? (position + 1) / ratio : 0;
-    const std::int64_t kept = select ? std::min<std::int64_t>(visible, a.index_topk) : visible;
-    keys += double(std::min<std::int64_t>(position + 1, a.sliding_window) + kept);
-    for (std::int64_t j = 0; select && j < a.index_topk; ++j)  // evenly spaced
-      selected.v(t, j) = static_cast<std::int32_t>(j < kept ? j * visible / kept : -1);
-  }
+  const double keys = bench::keys_of(a, kind, first, rows);
+  for (std::int64_t t = 0; select && t < rows; ++t)
+    for (std::int64_t j = 0; j < a.index_topk; ++j)
+      selected.v(t, j) = bench::seen(a, kind, first + t).entry(j);
   const double scale = 1 / std::sqrt(double(a.head_dim));
   const sparse_attention<float>::inputs in{q,     local,  compressed,       selected, sinks,
                                            first, oldest, a.sliding_window, ratio,    scale};

@@ -3,20 +3,24 @@
 
 usage: h200.py [BIN_DIR] [--peers FILE]     BIN_DIR has bench_cuda_*; it defaults to build/cuda/bin
 Needs torch with CUDA and transformers 5.17 or later. Shapes are V4-Flash's, in bf16, T = 4096 unless said. The peer's times
-are medians of CUDA events around one call; dsv4's are medians of graph replays. --peers writes the peer's times as JSON.
+are medians of CUDA events around one call; dsv4's are medians of graph replays, of the benchmarks that have a peer. --peers writes the peer's times as JSON.
 """
 import argparse
 import json
 import pathlib
-import re
 import statistics
 import subprocess
+import sys
+import tempfile
 
 import torch
 import torch.nn.functional as F
 import transformers
 from transformers import DeepseekV4Config
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as peer
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import table  # noqa: E402
 
 TOKENS, WIDTH = 4096, 4096
 LAYERS = ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
@@ -128,35 +132,38 @@ def peers():
         del g
 
 
-# What dsv4 prints, and the peer's work that it is compared with. The indexer's line includes the selection.
+# dsv4's benchmarks, and the peer's work that they are compared with. The indexer's includes the selection.
 COMPARED = [
-    ("attention CSA, T = 4096", ["attention CSA, T = 4096"]),
-    ("attention CSA, T = 4096, forward and backward", ["attention CSA, T = 4096, forward and backward"]),
-    ("attention HCA, T = 4096", ["attention HCA, T = 4096"]),
-    ("attention HCA, T = 4096, forward and backward", ["attention HCA, T = 4096, forward and backward"]),
-    ("attention SWA, T = 4096", ["attention SWA, T = 4096"]),
-    ("hyper_connection_site, T = 4096", ["residual site, T = 4096"]),
-    ("hyper_connection_site, T = 4096, forward and backward", ["residual site, T = 4096, forward and backward"]),
-    ("moe bf16, T = 4096", ["moe, T = 4096"]),
-    ("moe bf16, T = 1", ["moe, T = 1"]),
-    ("index_topk 2048 at 14K, k 512", ["indexer scores, 2048 x 64 x 128 x 4096", "indexer scores, compiled"]),
-    ("newton_schulz 1 x 2048 x 4096, bf16", ["Newton-Schulz 2048 x 4096"]),
-    ("newton_schulz 1 x 1024 x 32768, bf16", ["Newton-Schulz 1024 x 32768"]),
-    ("newton_schulz 1 x 4096 x 4096, bf16", ["Newton-Schulz 4096 x 4096"]),
-    ("newton_schulz 256 x 2048 x 4096, bf16", ["Newton-Schulz 256 x 2048 x 4096"]),
+    ("attention", "attention_csa/forward/flash/rows:4096", ["attention CSA, T = 4096"]),
+    ("attention_backward", "attention_csa/training/flash/rows:4096", ["attention CSA, T = 4096, forward and backward"]),
+    ("attention", "attention_hca/forward/flash/rows:4096", ["attention HCA, T = 4096"]),
+    ("attention_backward", "attention_hca/training/flash/rows:4096", ["attention HCA, T = 4096, forward and backward"]),
+    ("attention", "attention_sliding/forward/flash/rows:4096", ["attention SWA, T = 4096"]),
+    ("hyper_connection_site", "hyper_connection_site/forward/flash/rows:4096", ["residual site, T = 4096"]),
+    ("hyper_connection_site", "hyper_connection_site/training/flash/rows:4096", ["residual site, T = 4096, forward and backward"]),
+    ("moe", "moe/forward/flash/rows:4096", ["moe, T = 4096"]),
+    ("moe", "moe/forward/flash/rows:1", ["moe, T = 1"]),
+    ("index_topk", "index_topk/forward/flash/rows:2048/context:16384",
+     ["indexer scores, 2048 x 64 x 128 x 4096", "indexer scores, compiled"]),
+    ("newton_schulz", "newton_schulz_bf16/forward/batch:1/rows:2048/columns:4096", ["Newton-Schulz 2048 x 4096"]),
+    ("newton_schulz", "newton_schulz_bf16/forward/batch:1/rows:1024/columns:32768", ["Newton-Schulz 1024 x 32768"]),
+    ("newton_schulz", "newton_schulz_bf16/forward/batch:1/rows:4096/columns:4096", ["Newton-Schulz 4096 x 4096"]),
+    ("newton_schulz", "newton_schulz_bf16/forward/batch:256/rows:2048/columns:4096", ["Newton-Schulz 256 x 2048 x 4096"]),
 ]
 
 
 def own_times(folder):
-    """-> {name: ms} of every line 'name   ms ...' of the benchmarks."""
-    times = {}
-    for program in sorted(folder.glob("bench_cuda_*")):
-        print(f"running {program.name}", flush=True)
-        output = subprocess.run([str(program)], capture_output=True, check=True, text=True).stdout
-        print(output)
-        for line in output.splitlines():
-            if found := re.match(r"(\S.*?) {2,}([0-9.]+)", line):
-                times[found[1]] = float(found[2])
+    """-> {name: ms} of the benchmarks that are compared."""
+    with tempfile.TemporaryDirectory() as results:
+        for program in dict.fromkeys(program for program, _, _ in COMPARED):
+            print(f"running {program}", flush=True)
+            names = "|".join(name for own, name, _ in COMPARED if own == program)
+            subprocess.run([folder / f"bench_cuda_{program}", f"--benchmark_filter=^({names})(/iterations.*)?$",
+                            f"--benchmark_out={results}/bench_cuda_{program}.json", "--benchmark_out_format=json"], check=True)
+        found = table.load(results)[0]
+    times = {table.short(name): 1e3 * table.seconds(b) for (_, name), b in found.items() if not b.get("error_occurred")}
+    if missing := [name for _, name, _ in COMPARED if name not in times]:
+        print("not measured: " + ", ".join(missing))
     return times
 
 
@@ -179,7 +186,7 @@ def main():
         chosen.peers.write_text(json.dumps(theirs, indent=1))
     ours = own_times(chosen.bin)
     print(f"\n{'':58} {'dsv4':>9} {'peer':>9} {'ratio':>7}")
-    for own, others in COMPARED:
+    for _, own, others in COMPARED:
         for other in others:
             if own in ours and other in theirs:
                 print(f"{own:58} {ours[own]:9.4f} {theirs[other]:9.4f} {theirs[other] / ours[own]:7.1f}   {other}")

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <support/benchmark.hpp>
 
 namespace dsv4::bench {
 
@@ -120,7 +121,7 @@ inline double run_fma() {
   return 2.0 * detail::chains * double(detail::rounds) * threads * (detail::vector_bytes() / 4);
 }
 
-/// Floating-point operations per second of all threads together.
+/// Of all threads together.
 inline double peak_flops() {
   static const double peak = [] {
     double best = 0;
@@ -134,10 +135,7 @@ inline double peak_flops() {
   return peak;
 }
 
-enum class traffic { read, copy };
-
-/// Bytes per second of all threads together, for a working set of about `bytes`: what is read, or what is
-/// read and written. Small sets stay in the caches.
+/// Of all threads together. Small working sets stay in the caches.
 inline double bandwidth(std::int64_t bytes, traffic kind) {
   constexpr std::int64_t part = 1 << 12, least = 1 << 14, most = std::int64_t{1} << 28;
   static std::map<std::pair<std::int64_t, traffic>, double> known;

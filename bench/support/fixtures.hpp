@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What the benchmarks share: sizes, random operands, rates.
+/// What the benchmarks of the CPU share: random operands, wall time.
 #pragma once
 
-#include <dsv4/config/presets.hpp>
 #include <dsv4/cpu.hpp>
 #include <dsv4/tensor/buffer.hpp>
 
@@ -10,8 +9,8 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <initializer_list>
 #include <string>
+#include <support/benchmark.hpp>
 #include <support/ceilings.hpp>
 #include <utility>
 
@@ -19,32 +18,10 @@ namespace dsv4::bench {
 
 /// The 100M-parameter configuration; N is 1 (decode) and 512 (prefill).
 inline constexpr model_config config = v4_bench;
-inline constexpr std::int64_t decode_rows = 1, prefill_rows = 512;
+inline constexpr std::int64_t prefill_rows = 512;
 
-/// The sizes that ops are measured at.
-struct size {
-  const char* name;
-  model_config config;
-};
-inline constexpr size sizes[] = {{"nano", v4_nano}, {"100m", v4_bench}, {"flash", v4_flash}, {"pro", v4_pro}};
-
-/// Registers body(state, config) as name/size, for the given numbers of rows. Times are wall times, because
-/// the work is spread over threads.
-template <class Body>
-void at_size(const size& s, const std::string& name, std::initializer_list<std::int64_t> rows,
-             const Body& body) {
-  auto* b = benchmark::RegisterBenchmark((name + "/" + s.name).c_str(),
-                                         [body, &s](benchmark::State& state) { body(state, s.config); });
-  b->ArgName("rows")->UseRealTime();
-  for (const std::int64_t n : rows) b->Arg(n);
-}
-
-/// The same at all sizes. A name is op/pass: "rms_norm/forward".
-template <class Body>
-bool at_every_size(const std::string& name, std::initializer_list<std::int64_t> rows, const Body& body) {
-  for (const size& s : sizes) at_size(s, name, rows, body);
-  return true;
-}
+/// Wall time, because the work is spread over threads.
+inline void set_time(benchmark::internal::Benchmark* b) { b->UseRealTime(); }
 
 /// Whether operands of `bytes` are more than DSV4_BENCH_BYTES (2 GB if not set); says so in the results.
 inline bool too_large(benchmark::State& state, std::int64_t bytes) {
@@ -107,31 +84,9 @@ void measure(benchmark::State& state, const Body& body) {
   }
 }
 
-/// Operations of one call, per second and as a share of the multiply-adds that the machine can do.
-inline void report_flops(benchmark::State& state, double flops) {
-  using benchmark::Counter;
-  state.counters["FLOP/s"] = Counter(flops, Counter::kIsIterationInvariantRate, Counter::kIs1000);
-  state.counters["of_peak"] = Counter(flops / peak_flops(), Counter::kIsIterationInvariantRate);
-}
-/// Bytes that one call must move at least once, per second and as a share of what the machine moves in a
-/// working set of that size.
-inline void report_bytes(benchmark::State& state, std::int64_t bytes, traffic kind = traffic::copy) {
-  using benchmark::Counter;
-  state.SetBytesProcessed(state.iterations() * bytes);
-  state.counters["of_bandwidth"] =
-      Counter(double(bytes) / bandwidth(bytes, kind), Counter::kIsIterationInvariantRate);
-}
-/// The same for elements of float that one call must read or write.
+/// Elements of float that one call must read or write.
 inline void report_floats(benchmark::State& state, std::int64_t floats, traffic kind = traffic::copy) {
   report_bytes(state, floats * static_cast<std::int64_t>(sizeof(float)), kind);
-}
-inline void report_rows(benchmark::State& state, std::int64_t rows) {
-  state.SetItemsProcessed(state.iterations() * rows);
-}
-
-/// One row, and a prefill of rows; wall time, because the work is spread over threads.
-inline void decode_and_prefill(benchmark::internal::Benchmark* b) {
-  b->ArgName("rows")->Arg(decode_rows)->Arg(prefill_rows)->UseRealTime();
 }
 
 }  // namespace dsv4::bench

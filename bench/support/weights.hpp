@@ -19,18 +19,6 @@ template <model_config C>
 inline constexpr numerics_config formats_of =
     C.hidden_size > 1024 ? numerics::v4_released : numerics::float32;
 
-/// `C` with a single layer of that kind, a short vocabulary, learned routing and no drafts.
-template <model_config C, attention_kind K>
-inline constexpr model_config one_layer = [] {
-  model_config c = C;
-  c.vocab_size = 16;
-  c.bos_token_id = c.eos_token_id = 0;
-  c.layers = schedule({K});
-  c.moe.num_hash_layers = 0;
-  c.num_nextn_predict_layers = 0;
-  return c;
-}();
-
 /// Random weights. Routed experts that are stored narrow share 640 MB, far more than the caches hold: V4-Pro
 /// has 13 GB of them in each layer.
 template <model_config C, numerics_config Q>
@@ -109,18 +97,7 @@ class random_weights {
   parameter_store<C, float, Q> store_;
 };
 
-/// Registers body.operator()<C>(state) as name/size. What a block is compiled for is part of its type, so
-/// `body` is a lambda with a template parameter.
-template <model_config C, class Body>
-void at_compiled_size(const char* size, const std::string& name, std::initializer_list<std::int64_t> rows,
-                      const Body& body) {
-  auto* b = benchmark::RegisterBenchmark(
-      (name + "/" + size).c_str(), [body](benchmark::State& state) { body.template operator()<C>(state); });
-  b->ArgName("rows")->UseRealTime()->Unit(benchmark::kMillisecond);
-  for (const std::int64_t n : rows) b->Arg(n);
-}
-
-/// The same at the sizes that are trained in float.
+/// Registers body.operator()<C>(state) at the sizes that are trained in float.
 template <class Body>
 bool at_float_sizes(const std::string& name, std::initializer_list<std::int64_t> rows, const Body& body) {
   at_compiled_size<v4_nano>("nano", name, rows, body);
