@@ -61,7 +61,7 @@ void training_update(benchmark::State& state) {
   optimizer<config> update({.muon_for_matrices = state.range(0) != 0});
   workspace w;
   const auto once = [&] {
-    zero_gradients(gradients());
+    zero_gradients(bench::policy(), gradients());
     model::step(bench::policy(), w, weights().views(), in, {.token = 1.0 / double(tokens)},
                 &gradients().views());
     update.step(bench::policy(), w, weights(), gradients(),

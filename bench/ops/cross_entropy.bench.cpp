@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loss of a row of tokens from its last hidden states, and both gradients. The forward pass is one
-// product with the head, the backward pass three.
+// product with the head, the backward pass three, both at once three where the logits fit in memory, else
+// four.
 #include <dsv4/ops/cross_entropy.hpp>
 
 #include <support/fixtures.hpp>
@@ -8,7 +9,10 @@
 namespace {
 using namespace dsv4;
 
-void loss(benchmark::State& state, const model_config& c, bool backward) {
+enum class pass { forward, backward, both };
+
+void loss(benchmark::State& state, const model_config& c, pass what) {
+  const bool backward = what != pass::forward;
   const std::int64_t rows = state.range(0), width = c.hidden_size, vocabulary = c.vocab_size;
   if (bench::too_large(state, 8 * vocabulary * width)) return;
   const auto hidden = bench::random(rows, width), head = bench::random(vocabulary, width),
@@ -20,7 +24,10 @@ void loss(benchmark::State& state, const model_config& c, bool backward) {
   workspace scratch;
   cross_entropy<float>::forward(bench::policy(), scratch, in, {losses}, {lse});
   bench::measure(state, [&] {
-    if (backward)
+    if (what == pass::both)
+      cross_entropy<float>::forward_backward(bench::policy(), scratch, in, {losses}, {dloss},
+                                             {dhidden, dhead});
+    else if (backward)
       cross_entropy<float>::backward(bench::policy(), scratch, in, {lse}, {dloss}, {dhidden, dhead});
     else
       cross_entropy<float>::forward(bench::policy(), scratch, in, {losses}, {lse});
@@ -30,7 +37,9 @@ void loss(benchmark::State& state, const model_config& c, bool backward) {
 
 const bool added =
     bench::at_every_size("cross_entropy/forward", {bench::prefill_rows},
-                         [](benchmark::State& s, const model_config& c) { loss(s, c, false); }) &&
+                         [](benchmark::State& s, const model_config& c) { loss(s, c, pass::forward); }) &&
     bench::at_every_size("cross_entropy/backward", {bench::prefill_rows},
-                         [](benchmark::State& s, const model_config& c) { loss(s, c, true); });
+                         [](benchmark::State& s, const model_config& c) { loss(s, c, pass::backward); }) &&
+    bench::at_every_size("cross_entropy/forward_backward", {bench::prefill_rows},
+                         [](benchmark::State& s, const model_config& c) { loss(s, c, pass::both); });
 }  // namespace

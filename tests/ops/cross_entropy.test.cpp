@@ -3,6 +3,8 @@
 #include "support/gradient_case.hpp"
 #include <dsv4/numeric/bf16.hpp>
 
+#include <type_traits>
+
 using namespace dsv4;
 using namespace dsv4::testing;
 
@@ -136,6 +138,54 @@ TEST_CASE("cross_entropy: memory does not grow with rows times vocabulary") {
   cross_entropy<float>::backward(exec::cpu(2), w, in, {lse.as(n)}, {dloss.as(n)},
                                  {dhidden.as(n, width), dhead.as(vocabulary, width)});
   CHECK(w.high_water() < 5 << 20);  // a tile of 1024 x 1024, and three numbers per row
+}
+
+TEMPLATE_TEST_CASE("cross_entropy: both passes at once have the bits of one after the other", "", float,
+                   double) {
+  using T = TestType;
+  // One tile, several of rows and of the vocabulary, and more logits than are kept; exponentials in double
+  // take their time.
+  for (const auto& c :
+       {cross_entropy_case{0, 5, 3}, {7, 13, 5}, {1100, 1300, 3}, {30, 2500, 9}, {1024, 17000, 1}}) {
+    const std::int64_t n = c.n, vocabulary = c.vocabulary, width = c.width;
+    CAPTURE(n, vocabulary);
+    const std::int64_t size = n * vocabulary;
+    if (std::is_same_v<T, double> && size > 100'000) continue;
+    const auto targets = c.targets();
+    const auto hidden = random<T>(n * width, 1), head = random<T>(vocabulary * width, 2),
+               dloss = random<T>(n, 3);
+    const typename cross_entropy<T>::inputs in{
+        hidden.as(n, width), head.as(vocabulary, width), {targets.data(), n}};
+    const auto compare = [&](const auto& p) {
+      const auto before = [&] { return random<T>(vocabulary * width, 4); };
+      buffer<T> loss[2] = {poison<T>(n), poison<T>(n)},
+                dhidden[2] = {poison<T>(n * width), poison<T>(n * width)}, dhead[2] = {before(), before()},
+                lse(n);
+      workspace w;
+      cross_entropy<T>::forward(p, w, in, {loss[0].as(n)}, {lse.as(n)});
+      cross_entropy<T>::backward(p, w, in, {lse.as(n)}, {dloss.as(n)},
+                                 {dhidden[0].as(n, width), dhead[0].as(vocabulary, width)});
+      cross_entropy<T>::forward_backward(p, w, in, {loss[1].as(n)}, {dloss.as(n)},
+                                         {dhidden[1].as(n, width), dhead[1].as(vocabulary, width)});
+      CHECK(same(loss[0], loss[1]));
+      CHECK(same(dhidden[0], dhidden[1]));
+      CHECK(same(dhead[0], dhead[1]));
+      // Each gradient alone.
+      dhead[1] = before();
+      cross_entropy<T>::forward_backward(p, w, in, {loss[1].as(n)}, {dloss.as(n)},
+                                         {{}, dhead[1].as(vocabulary, width)});
+      CHECK(same(dhead[0], dhead[1]));
+      dhidden[1] = poison<T>(n * width);
+      cross_entropy<T>::forward_backward(p, w, in, {loss[1].as(n)}, {dloss.as(n)},
+                                         {dhidden[1].as(n, width), {}});
+      CHECK(same(dhidden[0], dhidden[1]));
+      CHECK(w.high_water() < (std::size_t{64} << 20) + (std::size_t{12} << 20));  // logits; tiles
+    };
+    if (size < 1000) compare(exec::reference{});
+    compare(exec::cpu(2));
+    if (size < 10'000'000)
+      for (int threads : {1, 4}) compare(exec::cpu(threads));
+  }
 }
 
 TEST_CASE("cross_entropy: a target outside of the vocabulary is refused") {

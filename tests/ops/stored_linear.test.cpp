@@ -14,6 +14,7 @@
 #include <random>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -271,6 +272,49 @@ TEMPLATE_TEST_CASE("every instruction set multiplies stored weights like its den
           detail::kernels_for<T>(set).gemm_nt(x.view.data, k + 2, n, dense.data(), k, o, k, z.data(), o);
           INFO("instruction set " << static_cast<int>(set) << ", n " << n << ", k " << k << ", o " << o);
           CHECK(same_bits(y.data(), z.data(), n * o));
+        }
+  }
+}
+
+TEMPLATE_TEST_CASE("one row of any numbers has the bits of the dense kernels", "[stored_linear]", fp8_weight,
+                   fp8_activation, fp8_kv, mxfp4) {
+  using W = TestType;
+  const std::int64_t o = 19, k = 2 * 1024 + 96;
+  const float infinity = std::numeric_limits<float>::infinity();
+  // A number that x has in one place, and how far scales lie from 1, and from each other.
+  const float numbers[] = {
+      0.f,       -0.f,    0x1p-50f,  -0x1.8p-51f, 0x1p-149f,
+      0x1.fp39f, 0x1p40f, -0x1p127f, infinity,    std::numeric_limits<float>::quiet_NaN()};
+  const std::pair<int, int> spreads[] = {{0, 1},   {-12, 25}, {-60, 25},  {16, 25},
+                                         {17, 25}, {-70, 26}, {-127, 255}};
+  for (const auto set : every_set) {
+    if (!detail::supported(set)) continue;
+    for (const auto& [least, spread] : spreads)
+      for (const float number : numbers)
+        for (const bool nan_code : {false, true}) {
+          if (nan_code && (W::packed || number != 0)) continue;
+          stored<float> x(1, k, 0, 1);
+          x.values[1030] = number;
+          stored<W> w(o, k, 3, 2, 120);
+          std::mt19937 random(3);
+          for (auto& s : w.scales)
+            s = e8m0::from_bits(
+                static_cast<std::uint8_t>(127 + least + static_cast<int>(random() % unsigned(spread))));
+          const auto stride = static_cast<std::size_t>(w.view.row_stride);
+          if (nan_code) w.codes[122 * stride + 5] = 0x7f, w.codes[129 * stride + 1500] = 0xff;
+          std::vector<float> y(static_cast<std::size_t>(o)), z = y;
+          std::vector<float> scratch(static_cast<std::size_t>(detail::stored_scratch<float>));
+          detail::stored_kernels_for<float, W>(set).product(x.values.data(), k, 1, w.view, scratch.data(),
+                                                            y.data(), o);
+          const auto dense = decoded<float, W>(w.view);
+          detail::kernels_for<float>(set).gemm_nt(x.values.data(), k, 1, dense.data(), k, o, k, z.data(), o);
+          INFO("instruction set " << static_cast<int>(set) << ", number " << number << ", scales from 2^"
+                                  << least);
+          bool same = true;
+          for (std::size_t j = 0; j < y.size(); ++j)
+            same = same && (std::isnan(z[j]) ? std::isnan(y[j]) : same_bits(&y[j], &z[j], 1));
+          CHECK(same);
+          if (nan_code) CHECK((std::isnan(y[2]) && std::isnan(y[9])));
         }
   }
 }

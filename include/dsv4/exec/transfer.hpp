@@ -14,10 +14,17 @@
 
 namespace dsv4 {
 
-/// Every element of `to`, which is dense, becomes `value`.
+/// Every element of `to`, which is dense, becomes `value`: on all threads of a policy that has some.
 template <policy P, class T, int R>
-requires(P::memory == space::host) void fill(const P&, const view<T, R>& to, std::type_identity_t<T> value) {
-  std::fill_n(to.data, to.size(), value);
+requires(P::memory == space::host) void fill([[maybe_unused]] const P& p, const view<T, R>& to,
+                                             std::type_identity_t<T> value) {
+  const auto part = [&](std::int64_t begin, std::int64_t end) {
+    std::fill_n(to.data + begin, end - begin, value);
+  };
+  if constexpr (requires { p.parallel_for(to.size(), to.size(), part); })
+    p.parallel_for(to.size(), std::int64_t{1} << 16, part);
+  else
+    part(0, to.size());
 }
 
 /// Copies the caller's elements to `to`, which is dense. They may be changed once this returns; on a device

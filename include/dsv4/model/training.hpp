@@ -175,11 +175,10 @@ struct training {
                               const gradients* g) {
     using loss_op = cross_entropy<T, S, typename stored::wide>;
     const workspace_scope scope(w);
-    const std::int64_t rows = hidden.extent[0];
-    const auto lse = take<T>(w, rows);
     const typename loss_op::inputs in{hidden, m.head, targets};
-    loss_op::forward(p, w, in, {loss}, {lse});
-    if (dhidden.data) loss_op::backward(p, w, in, {lse}, {constant(p, w, rows, weight)}, {dhidden, g->head});
+    if (!dhidden.data) return loss_op::forward(p, w, in, {loss});
+    loss_op::forward_backward(p, w, in, {loss}, {constant(p, w, hidden.extent[0], weight)},
+                              {dhidden, g->head});
   }
   template <policy P>
   static void add_losses(const P& p, vector_view<const T, S> loss, vector_view<const std::int32_t, S> targets,

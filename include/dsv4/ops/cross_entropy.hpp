@@ -58,10 +58,25 @@ struct cross_entropy {
                        const upstream& up, const gradients& g) {
     check(in);
     expect_extent("cross_entropy", "lse", kept.lse.extent[0], in.hidden.extent[0]);
-    expect_extent("cross_entropy", "dloss", up.dloss.extent[0], in.hidden.extent[0]);
-    detail::expect_gradient("cross_entropy", "dhidden", g.dhidden, in.hidden);
-    detail::expect_gradient("cross_entropy", "dhead", g.dhead, in.head);
+    check(in, up, g);
     detail::dispatch_backward<cross_entropy>(p, w, in, kept, up, g);
+  }
+
+  /// Both, where dloss is known beforehand: the same bits, but a kernel may keep logits in between.
+  template <policy P>
+  static void forward_backward(const P& p, basic_workspace<S>& w, const inputs& in, const outputs& out,
+                               const upstream& up, const gradients& g) {
+    if constexpr (requires { kernel<cross_entropy, P>::forward_backward(p, w, in, out, up, g); }) {
+      check(in);
+      expect_extent("cross_entropy", "loss", out.loss.extent[0], in.hidden.extent[0]);
+      check(in, up, g);
+      kernel<cross_entropy, P>::forward_backward(p, w, in, out, up, g);
+    } else {
+      const workspace_scope<S> scope(w);
+      const auto lse = take<T>(w, in.hidden.extent[0]);
+      forward(p, w, in, out, {lse});
+      backward(p, w, in, {lse}, up, g);
+    }
   }
 
   /// For kernels on the host.
@@ -75,6 +90,11 @@ struct cross_entropy {
   static void check(const inputs& in) {
     expect_extent("cross_entropy", "head columns", in.head.extent[1], in.hidden.extent[1]);
     expect_extent("cross_entropy", "targets", in.targets.extent[0], in.hidden.extent[0]);
+  }
+  static void check(const inputs& in, const upstream& up, const gradients& g) {
+    expect_extent("cross_entropy", "dloss", up.dloss.extent[0], in.hidden.extent[0]);
+    detail::expect_gradient("cross_entropy", "dhidden", g.dhidden, in.hidden);
+    detail::expect_gradient("cross_entropy", "dhead", g.dhead, in.head);
   }
 };
 

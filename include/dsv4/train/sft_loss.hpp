@@ -17,11 +17,10 @@ struct sft_loss {
   double operator()(const P& p, basic_workspace<S>& w, const answer_states<T, S>& s) const {
     const workspace_scope<S> scope(w);
     const std::int64_t rows = s.hidden.extent[0];
-    const auto loss = take<T>(w, rows), lse = take<T>(w, rows), dloss = take<T>(w, rows);
+    const auto loss = take<T>(w, rows), dloss = take<T>(w, rows);
     fill(p, dloss, T(1 / double(rows)));
-    const typename cross_entropy<T, S>::inputs in{s.hidden, s.head, s.answers};
-    cross_entropy<T, S>::forward(p, w, in, {loss}, {lse});
-    cross_entropy<T, S>::backward(p, w, in, {lse}, {dloss}, {s.dhidden, s.dhead});
+    cross_entropy<T, S>::forward_backward(p, w, {s.hidden, s.head, s.answers}, {loss}, {dloss},
+                                          {s.dhidden, s.dhead});
     double sum = 0;
     for (const T l : fetched(p, loss)) sum += double(l);
     return sum / double(rows);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv4/ops/cpu/gemm_avx2.hpp>
+#include <dsv4/ops/cpu/stored_avx2_row.hpp>
 #include <dsv4/ops/cpu/stored_portable.hpp>
 
 #include <cstdint>
@@ -75,6 +76,7 @@ struct stored_rows<bf16, R> {
 
 template <int Rows, int Columns, scale_rule Rule, int R>
 requires(Columns % 32 == 0) struct stored_rows<block_scaled<e4m3, Rows, Columns, Rule>, R> {
+  using one_row = row_kernels<block_scaled<e4m3, Rows, Columns, Rule>>;
   static constexpr int vectors = 4;
   static constexpr bool in_registers = true;
   const std::uint8_t *codes, *next;
@@ -138,6 +140,7 @@ requires(Columns % 32 == 0) struct stored_rows<block_scaled<e4m3, Rows, Columns,
 
 template <scale_rule Rule, int R>
 struct stored_rows<block_scaled<e2m1, 1, 32, Rule>, R> {
+  using one_row = row_kernels<block_scaled<e2m1, 1, 32, Rule>>;
   static constexpr int vectors = 4;
   static constexpr bool in_registers = true;
   static constexpr std::int64_t groups = chunk_bytes / std::int64_t{sizeof(float)} / 32;

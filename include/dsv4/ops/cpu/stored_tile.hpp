@@ -41,25 +41,49 @@ DSV4_TARGET void stored_decode(const storage_matrix<const W>& w, std::int64_t c,
   }
 }
 
+/// One chunk, from column c on, of y[RX, R] = x[RX, k] w^T for weight rows from j on.
+template <class W, int RX, int R>
+DSV4_TARGET void stored_rows_chunk(const float* x, std::int64_t ldx, const storage_matrix<const W>& w,
+                                   std::int64_t j, std::int64_t c, float* y, std::int64_t ldy) {
+  const std::int64_t depth = std::min(chunk_bytes / std::int64_t{sizeof(float)}, w.extent[1] - c);
+  stored_rows<W, R> rows;
+  stored_rows<W, R>::open(w, j, c, depth, rows);
+  dot_tile<float, RX, R>(x + c, ldx, rows, depth, y + j, ldy, c > 0);
+}
+
 /// y[RX, w rows from j] = x[RX, k] w^T, R weight rows at a time.
 template <class W, int RX, int R>
 DSV4_TARGET void stored_rows_product(const float* x, std::int64_t ldx, const storage_matrix<const W>& w,
                                      std::int64_t& j, float* y, std::int64_t ldy) {
   constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(float)};
-  const std::int64_t o = w.extent[0], k = w.extent[1];
-  for (; j + R <= o; j += R)
-    for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
+  for (; j + R <= w.extent[0]; j += R)
+    for (std::int64_t c = 0; c < std::max<std::int64_t>(w.extent[1], 1); c += chunk)
+      stored_rows_chunk<W, RX, R>(x, ldx, w, j, c, y, ldy);
+}
+
+/// The same for one row of x, by the kernels of `Row`; what these refuse goes the way of other rows.
+template <class W, class Row>
+DSV4_TARGET void stored_one_row(const float* x, const storage_matrix<const W>& w, std::int64_t& j,
+                                float* scratch, float* y) {
+  constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(float)}, line = 64 / sizeof(float);
+  const std::int64_t k = w.extent[1];
+  if (k == 0 || 2 * k + line > stored_scratch<float>) return;
+  scratch += -(reinterpret_cast<std::uintptr_t>(scratch) / sizeof(float)) % line;
+  if (!Row::order(x, k, scratch)) return;
+  for (; j + 8 <= w.extent[0]; j += 8)
+    for (std::int64_t c = 0; c < k; c += chunk) {
       const std::int64_t depth = std::min(chunk, k - c);
-      stored_rows<W, R> rows;
-      stored_rows<W, R>::open(w, j, c, depth, rows);
-      dot_tile<float, RX, R>(x + c, ldx, rows, depth, y + j, ldy, c > 0);
+      if (depth % 32 != 0 || !Row::tile(scratch + 2 * c, w, j, c, depth, y + j, c > 0))
+        stored_rows_chunk<W, 1, 8>(x, 0, w, j, c, y, 0);
     }
 }
 
 template <class W, int RX>
-DSV4_TARGET void stored_few(const float* x, std::int64_t ldx, const storage_matrix<const W>& w, float* y,
-                            std::int64_t ldy) {
+DSV4_TARGET void stored_few(const float* x, std::int64_t ldx, const storage_matrix<const W>& w,
+                            [[maybe_unused]] float* scratch, float* y, std::int64_t ldy) {
   std::int64_t j = 0;
+  if constexpr (RX == 1 && requires { typename stored_rows<W, 1>::one_row; })
+    stored_one_row<W, typename stored_rows<W, 1>::one_row>(x, w, j, scratch, y);
   stored_rows_product<W, RX, (RX <= lanes<float>::tile_rows / 3 ? 8 : 4)>(x, ldx, w, j, y, ldy);
   stored_rows_product<W, RX, 1>(x, ldx, w, j, y, ldy);
 }
@@ -71,11 +95,12 @@ DSV4_TARGET void stored_nt(const T* x, std::int64_t ldx, std::int64_t n, const s
   if constexpr (std::is_same_v<T, float> && stored_rows<W, 1>::in_registers) {
     constexpr int most = lanes<T>::tile_rows > 3 ? 4 : 3;
     if (n <= 2 * most) {
-      for (; n >= most; n -= most, x += most * ldx, y += most * ldy) stored_few<W, most>(x, ldx, w, y, ldy);
+      for (; n >= most; n -= most, x += most * ldx, y += most * ldy)
+        stored_few<W, most>(x, ldx, w, scratch, y, ldy);
       if constexpr (most > 3)
-        if (n == 3) stored_few<W, 3>(x, ldx, w, y, ldy);
-      if (n == 2) stored_few<W, 2>(x, ldx, w, y, ldy);
-      if (n == 1) stored_few<W, 1>(x, ldx, w, y, ldy);
+        if (n == 3) stored_few<W, 3>(x, ldx, w, scratch, y, ldy);
+      if (n == 2) stored_few<W, 2>(x, ldx, w, scratch, y, ldy);
+      if (n == 1) stored_few<W, 1>(x, ldx, w, scratch, y, ldy);
       return;
     }
   }
