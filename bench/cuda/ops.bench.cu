@@ -448,6 +448,8 @@ int main(int argc, char** argv) {
     bench_sparse_attention_backward(p, c, 4096, 64, 4, 512, "Flash CSA, T = 4096");
     bench_sparse_attention_backward(p, c, 4096, 64, 128, 0, "Flash HCA, T = 4096");
     bench_sparse_attention_backward(p, c, 4096, 128, 4, 1024, "Pro CSA, T = 4096");
+    const exec::cuda any_order(exec::cuda::options{.sums = exec::sum_order::any});
+    bench_sparse_attention_backward(any_order, c, 4096, 64, 4, 512, "Flash CSA, sums in any order");
   }
   if (wanted("index_topk")) {
     bench_index_topk(p, c, 4096, 0, 512, "T = 4096, k 512");
