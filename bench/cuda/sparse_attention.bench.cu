@@ -11,7 +11,8 @@ namespace {
 using namespace dsv4;
 using bench::D;
 
-void attend(benchmark::State& state, const model_config& c, attention_kind kind, bool backward) {
+void attend(benchmark::State& state, const model_config& c, attention_kind kind, bool backward,
+            exec::sum_order sums = exec::sum_order::fixed) {
   const attention_config& a = c.attention;
   const std::int64_t rows = state.range(0), context = state.range(1), first = context - rows,
                      oldest = std::max<std::int64_t>(0, first - a.sliding_window + 1),
@@ -42,10 +43,10 @@ void attend(benchmark::State& state, const model_config& c, attention_kind kind,
   const auto dlocal = bench::zeros(context - oldest, width), dcompressed = bench::zeros(entries, width);
   const auto dsinks = bench::zeros(heads);
   device_workspace scratch;
+  const exec::cuda p(bench::policy().stream(), exec::cuda::options{.sums = sums});
   sparse_attention<bf16, D>::forward(bench::policy(), in, {o}, {lse, {}});
   bench::measure(state, [&] {
-    sparse_attention<bf16, D>::backward(bench::policy(), scratch, in, {lse, o}, {d_o},
-                                        {dq, dlocal, dcompressed, dsinks});
+    sparse_attention<bf16, D>::backward(p, scratch, in, {lse, o}, {d_o}, {dq, dlocal, dcompressed, dsinks});
   });
   bench::report_flops(state, 10 * products);
   bench::report_elements(state, 4 * rows * heads * width);
@@ -64,6 +65,9 @@ const bool added = [] {
                             [kind = kind](auto& state, auto& c) { attend(state, c, kind, false); });
     bench::at_every_context(op + "/backward", {{bench::prompt_rows, bench::prompt_rows}},
                             [kind = kind](auto& state, auto& c) { attend(state, c, kind, true); });
+    bench::at_every_context(
+        op + "/backward_in_any_order", {{bench::prompt_rows, bench::prompt_rows}},
+        [kind = kind](auto& state, auto& c) { attend(state, c, kind, true, exec::sum_order::any); });
   }
   return true;
 }();

@@ -44,6 +44,12 @@ struct cuda_device {
   }
 };
 
+/// How an op may sum where blocks that run at the same time have terms of one sum.
+enum class sum_order {
+  fixed,  ///< the same bits in every run
+  any     ///< what is ready is added atomically, where an op is faster so: the last bits differ between runs
+};
+
 /// A range of a thread's time that profilers show by name (NVTX), or nothing.
 class nvtx_range {
  public:
@@ -63,7 +69,8 @@ class nvtx_range {
 /// Runs on one stream of the current device. Every op returns once its kernels are queued: nothing here waits
 /// for the device or allocates, so a stream of ops can be captured into a CUDA graph (after one call outside
 /// of a capture, which loads the kernels). A cheap handle: copies share stream and scratch memory, so use one
-/// policy per stream. Results are the same, bit for bit, in every run on the same device.
+/// policy per stream. Results are the same, bit for bit, in every run on the same device, unless the options
+/// ask for sums in any order.
 class cuda {
  public:
   static constexpr space memory = space::device;
@@ -78,6 +85,8 @@ class cuda {
     /// A kernel's blocks start, and wait, while the kernel before ends. Same results, less time between
     /// kernels.
     bool early_starts = true;
+    /// Of sums in backward passes: sparse attention's gradients of keys are faster in any order.
+    sum_order sums = sum_order::fixed;
   };
 
   /// With a stream of its own. Throws cuda_error where there is no GPU, or too old a driver.
@@ -91,6 +100,7 @@ class cuda {
 
   cudaStream_t stream() const { return context_->stream; }
   const cuda_device& device() const { return context_->device; }
+  sum_order sums() const { return context_->sums; }
   /// Memory for one op at a time: what it holds is gone when the next op begins.
   std::byte* scratch() const { return context_->scratch.data(); }
   std::size_t scratch_bytes() const { return static_cast<std::size_t>(context_->scratch.size()); }
@@ -149,6 +159,7 @@ class cuda {
           check_every_launch(o.check_every_launch),
           profile_ranges(o.profile_ranges),
           early_starts(o.early_starts && device.major >= 9),
+          sums(o.sums),
           scratch(static_cast<std::int64_t>(o.scratch_bytes)) {
       if (own)
         detail::check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "exec::cuda", at);
@@ -162,6 +173,7 @@ class cuda {
     cudaStream_t stream;
     bool owns_stream, check_every_launch, profile_ranges;
     cuda_early_starts early_starts;
+    sum_order sums;
     device_buffer<std::byte> scratch;
     cuda_matmul matmul;
   };

@@ -23,7 +23,8 @@ namespace dsv4 {
 ///   ds_j = p_j (do . k_j - delta),   dq = scale sum_j ds_j k_j,   dsinks[h] += -sum_t e^{sinks[h] - lse}
 ///   delta, dk_j = sum_{t, h: j in J_t} p_j do + scale ds_j q: as value and as key, in one sum. Rows of local
 ///   and
-/// compressed that no query saw get 0. The choice of entries has no gradient.
+/// compressed that no query saw get 0. The choice of entries has no gradient. dk is summed in a fixed order,
+/// but where a policy allows any order (exec::cuda, options::sums) and has a faster kernel for that.
 template <class T, space S = space::host>
 struct sparse_attention {
   static constexpr space memory = S;

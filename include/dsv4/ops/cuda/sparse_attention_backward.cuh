@@ -189,6 +189,14 @@ struct attention_backward {
     p.launch(where, attention_delta_kernel<T>, dim3(static_cast<unsigned>(ceil_div(rows * heads, 8))), 256, 0,
              kept.o, up.do_, delta);
     if (g.dsinks.data) add_row_sums(p, where, w, sink_term<T, L>{in.sinks, kept.lse, delta}, rows, g.dsinks);
+    [[maybe_unused]] bool fits = false;
+    if constexpr (std::is_same_v<T, bf16>) {
+      fits = attention_backward_fits_sm90(p, in, kept.lse, up.do_, g);
+      if (fits && p.sums() == exec::sum_order::any && (g.dlocal.data || g.dcompressed.data)) {
+        launch_attention_dq_sm90(p, w, in, kept.lse, up.do_, delta, g, true);
+        return;
+      }
+    }
     unsigned* seen = nullptr;
     const std::int64_t entries = g.dcompressed.extent[0], words = ceil_div(rows, 32);
     if (in.selected.data && entries > 0) {
@@ -199,7 +207,10 @@ struct attention_backward {
                entries, words, seen);
     }
     if constexpr (std::is_same_v<T, bf16>)
-      if (launch_attention_backward_sm90(p, w, in, kept.lse, up.do_, delta, seen, words, g)) return;
+      if (fits) {
+        launch_attention_backward_sm90(p, w, in, kept.lse, up.do_, delta, seen, words, g);
+        return;
+      }
     if (width <= 64)
       products<L, 2>(p, in, kept.lse, up.do_, delta, seen, words, g);
     else if (width <= 128)

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// Gradients of sparse attention on Hopper's matrix units: bf16, heads of 512 channels. Queries sum their own
 /// gradient over the keys, as in forward; blocks of 64 keys sum theirs over the queries, in parts that are
-/// added up in order.
+/// added up in order. Or, with sums in any order, one pass over the queries does all.
 #pragma once
 
 #include <dsv4/ops/cuda/common.cuh>
+#include <dsv4/ops/cuda/reduce.cuh>
 #include <dsv4/ops/cuda/sm90.cuh>
 #include <dsv4/ops/cuda/sparse_attention_dq_sm90.cuh>
 #include <dsv4/ops/cuda/wgmma_sm90.cuh>
@@ -159,7 +160,9 @@ __global__ void __launch_bounds__(384, 1)
         (group == 0 ? m.full_q : m.full_d).wait(parity);
         fence_async_shared();
         float products[32];
-        const std::uint32_t left = shared_address(m.keys), right = shared_address(group == 0 ? m.q : m.d);
+        // Computed anew for every query: descriptors that are kept would take the registers.
+        std::uint32_t left = shared_address(m.keys), right = shared_address(group == 0 ? m.q : m.d);
+        asm volatile("" : "+r"(left), "+r"(right));
         wgmma_fence();
 #pragma unroll
         for (int c = 0; c < 32; ++c) {
@@ -189,11 +192,12 @@ __global__ void __launch_bounds__(384, 1)
         (group == 0 ? m.full_d : m.full_q).wait(parity);
         fence_async_shared();
         const auto add = [&](const std::uint8_t* by, const std::uint8_t* rows) {
-          const std::uint32_t values = shared_address(rows) + 4 * 8192 * group;
+          std::uint32_t values = shared_address(rows) + 4 * 8192 * group, factors = shared_address(by);
+          asm volatile("" : "+r"(values), "+r"(factors));
           wgmma_fence();
 #pragma unroll
           for (int k = 0; k < 4; ++k)  // 16 heads each
-            wgmma<256, 1>::run(sums, tile_descriptor(shared_address(by) + 32 * k, 1024, 0),
+            wgmma<256, 1>::run(sums, tile_descriptor(factors + 32 * k, 1024, 0),
                                tile_descriptor(values + 16 * 128 * k, 1024, 8192), true);
           wgmma_commit();
         };
@@ -247,23 +251,58 @@ __global__ void __launch_bounds__(128)
   row[2] = narrowed<bf16>(sum.z), row[3] = narrowed<bf16>(sum.w);
 }
 
-/// Whether these kernels can do it; if so, queues dq, dlocal and dcompressed, those that are wanted.
+/// dq, and with sums in any order the gradients of keys, in one pass over the queries.
 template <class L>
-bool launch_attention_backward_sm90(const exec::cuda& p, basic_workspace<space::device>& w,
+void launch_attention_dq_sm90(const exec::cuda& p, basic_workspace<space::device>& w,
+                              const bf16_attention::inputs& in, const matrix_view<L, space::device>& lse,
+                              const tensor_view<const bf16, space::device>& do_, const float* delta,
+                              const bf16_attention::gradients& g, bool with_keys) {
+  constexpr const char* where = "sparse_attention";
+  const dim3 blocks(static_cast<unsigned>(in.q.extent[0] * (in.q.extent[1] / 64)));
+  constexpr std::size_t shared = sizeof(attention_dq_memory) + 1024;
+  if (!with_keys) {
+    if (g.dq.data)
+      p.launch(where, attention_dq_sm90_kernel<L, false>, blocks, 384, shared, in, lse, do_, delta, g.dq,
+               attention_key_sums{});
+    return;
+  }
+  const workspace_scope scope(w);
+  const std::int64_t locals = g.dlocal.data ? g.dlocal.extent[0] : 0,
+                     entries = g.dcompressed.data ? g.dcompressed.extent[0] : 0;
+  const auto sums = take<float>(w, locals + entries, 512);
+  clear(p, where, sums);
+  p.launch(
+      where, attention_dq_sm90_kernel<L, true>, blocks, 512, shared, in, lse, do_, delta, g.dq,
+      attention_key_sums{locals > 0 ? sums.data : nullptr, entries > 0 ? sums.data + locals * 512 : nullptr});
+  const auto round = [&](const float* from, const matrix_view<bf16, space::device>& to) {
+    p.launch(where, attention_dkey_sum_kernel<L>, dim3(static_cast<unsigned>(to.extent[0])), 128, 0, from, 1,
+             to.extent[0], to);
+  };
+  if (locals > 0) round(sums.data, g.dlocal);
+  if (entries > 0) round(sums.data + locals * 512, g.dcompressed);
+}
+
+/// Whether the kernels here can do it.
+template <class L>
+bool attention_backward_fits_sm90(const exec::cuda& p, const bf16_attention::inputs& in,
+                                  const matrix_view<L, space::device>&,
+                                  const tensor_view<const bf16, space::device>& do_,
+                                  const bf16_attention::gradients& g) {
+  return in.q.extent[2] == 512 && in.q.extent[1] % 64 == 0 && in.q.extent[0] > 0 &&
+         all_vectorisable(in.q, in.local, do_) && (!in.compressed.data || vectorisable(in.compressed)) &&
+         (!g.dq.data || vectorisable(g.dq)) && has_sm90a_code(p, attention_dq_sm90_kernel<L, false>);
+}
+
+/// Queues dq, dlocal and dcompressed, those that are wanted; `bits` say who selected which entry.
+template <class L>
+void launch_attention_backward_sm90(const exec::cuda& p, basic_workspace<space::device>& w,
                                     const bf16_attention::inputs& in,
                                     const matrix_view<L, space::device>& lse,
                                     const tensor_view<const bf16, space::device>& do_, const float* delta,
                                     const unsigned* bits, std::int64_t words,
                                     const bf16_attention::gradients& g) {
-  const std::int64_t rows = in.q.extent[0], heads = in.q.extent[1];
-  if (in.q.extent[2] != 512 || heads % 64 != 0 || rows == 0 || !all_vectorisable(in.q, in.local, do_) ||
-      (in.compressed.data && !vectorisable(in.compressed)) || (g.dq.data && !vectorisable(g.dq)) ||
-      !has_sm90a_code(p, attention_dq_sm90_kernel<L>))
-    return false;
-  if (g.dq.data)
-    p.launch("sparse_attention", attention_dq_sm90_kernel<L>,
-             dim3(static_cast<unsigned>(rows * (heads / 64))), 384, sizeof(attention_dq_memory) + 1024, in,
-             lse, do_, delta, g.dq);
+  launch_attention_dq_sm90(p, w, in, lse, do_, delta, g, false);
+  const std::int64_t rows = in.q.extent[0];
   const auto keys = [&](const matrix_view<const bf16, space::device>& from,
                         const matrix_view<bf16, space::device>& to, bool local) {
     if (!to.data || to.extent[0] == 0) return;
@@ -283,7 +322,6 @@ bool launch_attention_backward_sm90(const exec::cuda& p, basic_workspace<space::
   };
   keys(in.local, g.dlocal, true);
   keys(in.compressed, g.dcompressed, false);
-  return true;
 }
 
 }  // namespace dsv4::detail

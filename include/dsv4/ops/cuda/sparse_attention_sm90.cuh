@@ -52,12 +52,15 @@ struct attention_keys {
     const std::int64_t far = selected ? in.selected.extent[1] : in.ratio > 0 ? (position + 1) / in.ratio : 0;
     count = near + static_cast<int>(far);
   }
+  /// The compressed entry that key j >= near is, or a negative number.
+  __device__ std::int64_t entry(int j) const {
+    return j >= count ? -1 : selected ? selected[j - near] : j - near;
+  }
   /// Key j, or null.
   __device__ const bf16* row(int j) const {
     if (j < near) return local + (first_row + j) * local_stride;
-    if (j >= count) return nullptr;
-    const std::int64_t entry = selected ? selected[j - near] : j - near;
-    return entry < 0 ? nullptr : compressed + entry * compressed_stride;
+    const std::int64_t e = entry(j);
+    return e < 0 ? nullptr : compressed + e * compressed_stride;
   }
 };
 
