@@ -140,7 +140,9 @@ void for_each_block(const exec::cpu& p, std::int64_t count, std::int64_t o, std:
   constexpr std::int64_t most_rows = 192, multiple = 6;
   std::vector<std::int64_t> first(static_cast<std::size_t>(count) + 1, 0);  // the first task of each product
   const auto row_blocks = [](std::int64_t n) { return (n + most_rows - 1) / most_rows; };
-  const auto width = [](std::int64_t n) -> std::int64_t { return n <= 16 ? 16 : 64; };
+  // Few rows leave few blocks, which must suffice for the threads; what a block prepares of x it does once.
+  const std::int64_t narrow = o >= 512 * std::int64_t{p.threads()} ? 64 : 16;
+  const auto width = [&](std::int64_t n) -> std::int64_t { return n == 1 ? narrow : n <= 16 ? 16 : 64; };
   std::int64_t all_rows = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t n = rows(i);
