@@ -12,7 +12,7 @@ using namespace dsv4;
 using bench::D;
 
 template <model_config C, attention_kind K>
-void train(benchmark::State& state, bool with_backward) {
+void train(benchmark::State& state, bool with_backward, exec::sum_order sums = exec::sum_order::fixed) {
   constexpr numerics_config Q = numerics::float32;
   constexpr model_config one = bench::attention_layer<C, K>;
   const bench::random_weights<one, Q> weights;
@@ -30,7 +30,7 @@ void train(benchmark::State& state, bool with_backward) {
     attention<C.attention, Q, bf16, D>(bench::policy(), scratch, parameters, C.rms_norm_eps, segments, x, y.v,
                                        &context);
     if (with_backward)
-      attention_backward<C.attention, Q, bf16, D>(bench::policy(), scratch, parameters, C.rms_norm_eps,
+      attention_backward<C.attention, Q, bf16, D>(bench::policy(sums), scratch, parameters, C.rms_norm_eps,
                                                   segments, x, context, dy, d, dx.v);
   });
   bench::report_flops(state, (with_backward ? 3 : 1) * bench::attention_flops(C, K, 0, rows));
@@ -42,6 +42,9 @@ bool add(const std::string& name) {
                          [](benchmark::State& state, auto of) { train<of.config, K>(state, false); });
   bench::at_device_sizes(name + "/training", {bench::prompt_rows},
                          [](benchmark::State& state, auto of) { train<of.config, K>(state, true); });
+  bench::at_device_sizes(
+      name + "/training_in_any_order", {bench::prompt_rows},
+      [](benchmark::State& state, auto of) { train<of.config, K>(state, true, exec::sum_order::any); });
   return true;
 }
 const bool added[] = {add<attention_kind::sliding>("attention_sliding"),

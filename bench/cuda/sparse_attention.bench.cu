@@ -43,10 +43,10 @@ void attend(benchmark::State& state, const model_config& c, attention_kind kind,
   const auto dlocal = bench::zeros(context - oldest, width), dcompressed = bench::zeros(entries, width);
   const auto dsinks = bench::zeros(heads);
   device_workspace scratch;
-  const exec::cuda p(bench::policy().stream(), exec::cuda::options{.sums = sums});
   sparse_attention<bf16, D>::forward(bench::policy(), in, {o}, {lse, {}});
   bench::measure(state, [&] {
-    sparse_attention<bf16, D>::backward(p, scratch, in, {lse, o}, {d_o}, {dq, dlocal, dcompressed, dsinks});
+    sparse_attention<bf16, D>::backward(bench::policy(sums), scratch, in, {lse, o}, {d_o},
+                                        {dq, dlocal, dcompressed, dsinks});
   });
   bench::report_flops(state, 10 * products);
   bench::report_elements(state, 4 * rows * heads * width);

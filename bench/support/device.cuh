@@ -27,6 +27,11 @@ inline const exec::cuda& policy() {
   static const exec::cuda p;
   return p;
 }
+/// The same, on the same stream, with sums in that order.
+inline const exec::cuda& policy(exec::sum_order order) {
+  static const exec::cuda any(policy().stream(), exec::cuda::options{.sums = exec::sum_order::any});
+  return order == exec::sum_order::any ? any : policy();
+}
 
 /// What this GPU can do at best: bytes copied (read and written) and products of bf16, per second.
 struct device_bounds {
