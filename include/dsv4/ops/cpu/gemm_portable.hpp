@@ -3,6 +3,7 @@
 /// order of summation changes with the number of rows, and its headers would be half of what is compiled.
 #pragma once
 
+#include <dsv4/core/macros.hpp>
 #include <dsv4/ops/cpu/gemm_kernels.hpp>
 
 #include <algorithm>
