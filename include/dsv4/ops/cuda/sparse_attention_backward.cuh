@@ -191,7 +191,7 @@ struct attention_backward {
     if (g.dsinks.data) add_row_sums(p, where, w, sink_term<T, L>{in.sinks, kept.lse, delta}, rows, g.dsinks);
     [[maybe_unused]] bool fits = false;
     if constexpr (std::is_same_v<T, bf16>) {
-      fits = attention_backward_fits_sm90(p, in, kept.lse, up.do_, g);
+      fits = attention_backward_fits_sm90<L>(p, in, up.do_, g);
       if (fits && p.sums() == exec::sum_order::any && (g.dlocal.data || g.dcompressed.data)) {
         launch_attention_dq_sm90(p, w, in, kept.lse, up.do_, delta, g, true);
         return;

@@ -282,10 +282,9 @@ void launch_attention_dq_sm90(const exec::cuda& p, basic_workspace<space::device
   if (entries > 0) round(sums.data + locals * 512, g.dcompressed);
 }
 
-/// Whether the kernels here can do it.
+/// Whether the kernels here can do it, with sums in L.
 template <class L>
 bool attention_backward_fits_sm90(const exec::cuda& p, const bf16_attention::inputs& in,
-                                  const matrix_view<L, space::device>&,
                                   const tensor_view<const bf16, space::device>& do_,
                                   const bf16_attention::gradients& g) {
   return in.q.extent[2] == 512 && in.q.extent[1] % 64 == 0 && in.q.extent[0] > 0 &&
