@@ -71,25 +71,15 @@ struct operands {
   device_workspace scratch;
 };
 
-/// `call` returns the elements that it moves per token.
-auto of(std::int64_t (operands::*call)()) {
-  return [=](benchmark::State& state, const model_config& c) {
-    operands o(c, state.range(0));
-    std::int64_t moved = 0;
-    bench::measure(state, [&] { moved = (o.*call)(); });
-    bench::report_elements(state, o.rows * moved);
-  };
-}
-
 constexpr auto rows = {bench::decode_rows, bench::prompt_rows};
 const bool added[] = {
-    bench::at_every_size("hyper_connection_gates/forward", rows, of(&operands::gates)),
+    bench::at_every_size("hyper_connection_gates/forward", rows, bench::moving(&operands::gates)),
     bench::at_every_size("hyper_connection_gates/backward", {bench::prompt_rows},
-                         of(&operands::gates_backward)),
-    bench::at_every_size("hyper_connection_collapse/forward", rows, of(&operands::collapse)),
+                         bench::moving(&operands::gates_backward)),
+    bench::at_every_size("hyper_connection_collapse/forward", rows, bench::moving(&operands::collapse)),
     bench::at_every_size("hyper_connection_collapse/backward", {bench::prompt_rows},
-                         of(&operands::collapse_backward)),
-    bench::at_every_size("hyper_connection_expand/forward", rows, of(&operands::expand)),
+                         bench::moving(&operands::collapse_backward)),
+    bench::at_every_size("hyper_connection_expand/forward", rows, bench::moving(&operands::expand)),
     bench::at_every_size("hyper_connection_expand/backward", {bench::prompt_rows},
-                         of(&operands::expand_backward))};
+                         bench::moving(&operands::expand_backward))};
 }  // namespace

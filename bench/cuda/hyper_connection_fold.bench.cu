@@ -41,17 +41,17 @@ struct operands {
   /// Each returns how many rows of `width` elements it moves per token.
   std::int64_t forward() {
     fold::forward(bench::policy(), scratch, in(), {u, post, comb}, {z, {}, {}});
-    return 2 * streams + 1;
+    return (2 * streams + 1) * width;
   }
   std::int64_t reopen() {
     hyper_connection_reopen<bf16, D>::forward(bench::policy(), scratch, {in(), z, v, dnext},
                                               {u, dv, post, comb, {}, {}, {}});
-    return 2 * streams + 3;
+    return (2 * streams + 3) * width;
   }
   std::int64_t backward() {
     fold::backward(bench::policy(), scratch, in(), {z, {}, {}}, {u, post, comb, dnext},
                    {dx, dfn, dbase, dscale, dnorm});
-    return 4 * streams + 2;
+    return (4 * streams + 2) * width;
   }
 
   const model_config& c;
@@ -63,18 +63,11 @@ struct operands {
   device_workspace scratch;
 };
 
-auto of(std::int64_t (operands::*call)()) {
-  return [=](benchmark::State& state, const model_config& c) {
-    operands o(c, state.range(0));
-    std::int64_t moved = 0;
-    bench::measure(state, [&] { moved = (o.*call)(); });
-    bench::report_elements(state, o.rows * moved * o.width);
-  };
-}
-
 const bool added[] = {
     bench::at_every_size("hyper_connection_fold/forward", {bench::decode_rows, bench::prompt_rows},
-                         of(&operands::forward)),
-    bench::at_every_size("hyper_connection_reopen/backward", {bench::prompt_rows}, of(&operands::reopen)),
-    bench::at_every_size("hyper_connection_fold/backward", {bench::prompt_rows}, of(&operands::backward))};
+                         bench::moving(&operands::forward)),
+    bench::at_every_size("hyper_connection_reopen/backward", {bench::prompt_rows},
+                         bench::moving(&operands::reopen)),
+    bench::at_every_size("hyper_connection_fold/backward", {bench::prompt_rows},
+                         bench::moving(&operands::backward))};
 }  // namespace

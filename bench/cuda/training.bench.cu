@@ -19,7 +19,7 @@ void step(benchmark::State& state, bool with_backward) {
   const std::int64_t rows = state.range(0);
   const bench::random_weights<config, Q> weights;
   parameter_store<config, bf16, numerics::float32, D> gradients;
-  const auto ids = bench::token_ids(rows, config.vocab_size);
+  const auto ids = bench::random_ids(config.vocab_size, rows);
   const auto dhidden = bench::zeros(rows, std::int64_t{config.hidden_size});
   bench::fill_random(dhidden.v.data, dhidden.v.size(), 1e-3f);
   const std::int64_t offsets[] = {0, rows};

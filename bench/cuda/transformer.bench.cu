@@ -36,7 +36,7 @@ void run(benchmark::State& state, std::int64_t context, std::int64_t rows) {
   constexpr model_config config = bench::whole_layer<C, K>;
   using model = transformer<config, bf16, Q, D>;
   const bench::random_weights<config, Q> weights;
-  const auto ids = bench::token_ids(rows, config.vocab_size);
+  const auto ids = bench::random_ids(config.vocab_size, rows);
   typename model::state sequence;
   auto& cache = sequence.cache(0);
   cache.reserve(bench::policy(), context + rows, 0);

@@ -253,4 +253,16 @@ void report_elements(benchmark::State& state, std::int64_t count) {
   report_bytes(state, count * static_cast<std::int64_t>(sizeof(T)));
 }
 
+/// A body for at_every_size: `call` of Operands(configuration, rows), which returns the elements that it
+/// moves per row.
+template <class Operands>
+auto moving(std::int64_t (Operands::*call)()) {
+  return [=](benchmark::State& state, const model_config& c) {
+    Operands o(c, state.range(0));
+    std::int64_t moved = 0;
+    measure(state, [&] { moved = (o.*call)(); });
+    report_elements(state, o.rows * moved);
+  };
+}
+
 }  // namespace dsv4::bench

@@ -11,14 +11,6 @@ namespace dsv4::bench {
 template <model_config C, attention_kind K>
 inline constexpr model_config whole_layer = one_layer<C, K, 1024>;
 
-inline auto token_ids(std::int64_t count, std::int64_t vocabulary) {
-  return filled<std::int32_t>(
-      [&](const vector_view<std::int32_t>& to) {
-        for (std::int64_t i = 0; i < count; ++i) to(i) = static_cast<std::int32_t>(i * 7919 % vocabulary);
-      },
-      count);
-}
-
 /// Both residual sites read and write the streams.
 inline double stream_bytes(const model_config& c, std::int64_t rows) {
   return 2 * 2 * 2.0 * double(rows * c.hyper_connection.hc_mult * c.hidden_size);
