@@ -50,6 +50,7 @@ TEST_CASE("index_topk: entries shared out among blocks, and scores that are all 
   check<bf16>(1, 40000, 4, 4, 16, 300, 1);
   check<bf16>(1, 20000, 4, 64, 128, 512, 1);
   check<bf16>(200, 1100, 4, 64, 128, 64, 1);
+  check<bf16>(520, 1000, 4, 64, 128, 64, 1);   // more queries than pass at a time
   check<bf16>(2, 140000, 4, 64, 128, 512, 1);  // more parts than are joined at once
 }
 

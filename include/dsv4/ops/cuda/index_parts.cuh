@@ -114,7 +114,7 @@ index_parts<A> make_index_parts(const exec::cuda& p, std::int64_t k, std::int64_
                                 std::int64_t count) {
   index_parts<A> parts{};
   parts.k = static_cast<int>(k);
-  parts.part_size = ceil_div(visible, count);
+  parts.part_size = ceil_div(visible, 4 * count) * 4;  // for vectors of float
   parts.count = static_cast<int>(ceil_div(visible, parts.part_size));
   const std::int64_t room = static_cast<std::int64_t>(p.device().shared_memory_per_block) - 8192;
   parts.fan = static_cast<int>(std::clamp<std::int64_t>(room / (k * index_parts<A>::entry), 2, 16));
