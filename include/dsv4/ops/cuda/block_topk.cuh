@@ -110,7 +110,7 @@ struct block_topk {
         }
       };
       each_open([&](unsigned, unsigned key) { smallest = min(smallest, key), largest = max(largest, key); });
-      __syncwarp();
+      __syncthreads();  // all have read the range before
       range(s, smallest, largest);
       if (smallest == largest) break;
       const int shift = max(0, 22 - __clz(static_cast<int>(largest - smallest)));

@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(index_score_threads, 1)
             lane = thread % 32;
   if (thread == 0) {
     for (int s = 0; s < stages; ++s) {
-      m.full[s].init(2);
-      m.empty[s].init(8);
+      m.full[s].init(1 + 32);
+      m.empty[s].init(256);
     }
     m.keys_full.init(1);
     m.keys_empty.init(8);
@@ -126,8 +126,7 @@ __global__ void __launch_bounds__(index_score_threads, 1)
           if (n >= stages) m.empty[stage].wait((n / stages - 1) & 1);
           *reinterpret_cast<float2*>(&m.weights[stage][2 * lane]) =
               make_float2(__uint_as_float(now << 16), __uint_as_float(now & 0xffff0000u));
-          __syncwarp();
-          if (lane == 0) m.full[stage].arrive();
+          m.full[stage].arrive();
         }
       });
     } else if (warp == 2 && lane == 0) {
@@ -201,8 +200,7 @@ __global__ void __launch_bounds__(index_score_threads, 1)
       to += pitch;
     };
     const auto release = [&] {
-      __syncwarp();
-      if (lane == 0) m.empty[stage].arrive();
+      m.empty[stage].arrive();
       round ^= stage == stages - 1;
       stage = (stage + 1) % stages;
     };
