@@ -22,7 +22,7 @@ struct kernel<adamw<T>, exec::cpu> {
             root = T(1 / in.correction2());
     detail::for_each_piece(
         p, 1, in.gradient.extent[0], [&](std::int64_t, std::int64_t piece, std::int64_t end) {
-          constexpr std::int64_t most = 1024;  // four arrays of them stay in the first-level cache
+          constexpr std::int64_t most = 128;  // in turn, so that all four arrays come as streams
           for (std::int64_t begin = piece; begin < end; begin += most) {
             const std::int64_t n = std::min(most, end - begin);
             const auto gradient = as_eigen(in.gradient.columns(begin, n)).array();
