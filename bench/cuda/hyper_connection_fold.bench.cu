@@ -38,7 +38,7 @@ struct operands {
   fold::inputs in() const {
     return {x, fn, base, scale, norm, c.rms_norm_eps, h.hc_eps, h.hc_sinkhorn_iters};
   }
-  /// Each returns how many rows of `width` elements it moves per token.
+  /// Each returns how many elements it moves per token.
   std::int64_t forward() {
     fold::forward(bench::policy(), scratch, in(), {u, post, comb}, {z, {}, {}});
     return (2 * streams + 1) * width;

@@ -170,12 +170,7 @@ struct block_topk {
     int own = 0;
 #pragma unroll
     for (int i = 0; i < each; ++i) own += s.bin_count[top - i];
-    int through = own;  // of this thread and the lanes before
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, through, step);
-      if (lane >= step) through += other;
-    }
+    const int through = warp_sum_through(own);
     if (lane == 31) s.warp_count[warp] = through;
     __syncthreads();
     int above = __reduce_add_sync(0xffffffffu, lane < warp ? s.warp_count[lane] : 0) + through - own;
@@ -197,12 +192,7 @@ struct block_topk {
     unsigned own = 0;  // a byte for each vector
 #pragma unroll
     for (int v = 0; v < vectors; ++v) own |= static_cast<unsigned>(__popc(mask >> 4 * v & 15)) << 8 * v;
-    unsigned through = own;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const unsigned other = __shfl_up_sync(0xffffffffu, through, step);
-      if (lane >= step) through += other;
-    }
+    const unsigned through = warp_sum_through(own);
     const unsigned all = __shfl_sync(0xffffffffu, through, 31);
     int of_warp = 0;
 #pragma unroll

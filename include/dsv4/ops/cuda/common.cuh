@@ -81,6 +81,17 @@ __device__ __forceinline__ std::int64_t global_thread() {
 }
 __device__ __forceinline__ std::int64_t global_threads() { return std::int64_t{gridDim.x} * blockDim.x; }
 
+/// The sum over this lane and those before it.
+template <class A>
+__device__ __forceinline__ A warp_sum_through(A value) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const A other = __shfl_up_sync(0xffffffffu, value, step);
+    if (static_cast<int>(threadIdx.x) % 32 >= step) value += other;
+  }
+  return value;
+}
+
 /// The sum over the warp, in every lane.
 template <class A>
 __device__ __forceinline__ A warp_sum(A value) {

@@ -30,12 +30,7 @@ class gemm_tile_order {
       const std::int64_t rows = g >= p.groups ? 0
                                 : p.offsets   ? p.offsets[g + 1] - p.offsets[g]
                                               : p.y.extent[0];
-      int through = static_cast<int>((rows + gemm_rows_sm90 - 1) / gemm_rows_sm90);
-#pragma unroll
-      for (int step = 1; step < 32; step *= 2) {
-        const int other = __shfl_up_sync(0xffffffffu, through, step);
-        if (lane >= step) through += other;
-      }
+      const int through = warp_sum_through(static_cast<int>((rows + gemm_rows_sm90 - 1) / gemm_rows_sm90));
       if (g < p.groups) first[g + 1] = before + through;
       before += __shfl_sync(0xffffffffu, through, 31);
     }

@@ -57,14 +57,6 @@ struct alignas(1024) index_memory_sm90 {
   phase_barrier full[stages], empty[stages], keys_full, keys_empty;
 };
 
-/// Four 8 x 8 blocks of 16-bit elements, of which lanes 8 i + r give the addresses of row r of block i.
-__device__ __forceinline__ void load_blocks(std::uint32_t (&v)[4], std::uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-               : "r"(from)
-               : "memory");
-}
-
 /// v[0] of this lane and the one `Step` beside it in the lower of them, v[1] of both in the other.
 template <int Step>
 __device__ __forceinline__ float sum_of_two(const float (&v)[2]) {
@@ -177,9 +169,9 @@ __global__ void __launch_bounds__(index_score_threads, 1)
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int step = 0; step < 8; ++step)
-        load_blocks(a[half][step], shared_address(m.keys[step / 4]) +
-                                       tile_offset((2 * group + half) * 64 + 16 * warp + lane % 16,
-                                                   step % 4 * 2 + lane / 16));
+        load_matrices<false>(a[half][step], shared_address(m.keys[step / 4]) +
+                                                tile_offset((2 * group + half) * 64 + 16 * warp + lane % 16,
+                                                            step % 4 * 2 + lane / 16));
     __syncwarp();
     if (lane == 0) m.keys_empty.arrive();
     // Of the four scores that a lane has a part of it gets the one of this key.

@@ -195,12 +195,7 @@ struct streaming_topk {
     const int lane = static_cast<int>(threadIdx.x), first = 8 * (31 - lane);  // lane 0 has the top bins
     int own = 0;
     for (int i = 0; i < 8; ++i) own += s->bins[first + i];
-    int through = own;  // of this lane and those above
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, through, step);
-      if (lane >= step) through += other;
-    }
+    const int through = warp_sum_through(own);  // of this lane and those above
     int above = through - own;
     if (above < wanted && through >= wanted)
       for (int b = first + 7; b >= first; --b) {
