@@ -3,6 +3,7 @@
 /// once for host and device. These are the host's; the GPU's are in exec/cuda_transfer.cuh.
 #pragma once
 
+#include <dsv4/core/macros.hpp>
 #include <dsv4/exec/policy.hpp>
 #include <dsv4/exec/workspace.hpp>
 
@@ -11,15 +12,43 @@
 #include <span>
 #include <type_traits>
 #include <vector>
+#if DSV4_X86_KERNELS
+#include <emmintrin.h>
+#endif
 
 namespace dsv4 {
+namespace detail {
+/// std::fill_n for more than the caches hold: where it can, without reading first what is overwritten.
+template <class T>
+void fill_past_caches(T* to, std::int64_t n, T value) {
+#if DSV4_X86_KERNELS
+  if constexpr (std::is_trivially_copyable_v<T> && 16 % sizeof(T) == 0) {
+    const auto ragged = static_cast<std::int64_t>(-reinterpret_cast<std::uintptr_t>(to) % 16 / sizeof(T));
+    const std::int64_t before = std::min(n, ragged);
+    std::fill_n(to, before, value);
+    to += before, n -= before;
+    constexpr std::int64_t each = 16 / sizeof(T);
+    alignas(16) T pattern[each];
+    std::fill_n(pattern, each, value);
+    const __m128i vector = _mm_load_si128(reinterpret_cast<const __m128i*>(pattern));
+    for (; n >= each; n -= each, to += each) _mm_stream_si128(reinterpret_cast<__m128i*>(to), vector);
+    _mm_sfence();
+  }
+#endif
+  std::fill_n(to, n, value);
+}
+}  // namespace detail
 
 /// Every element of `to`, which is dense, becomes `value`: on all threads of a policy that has some.
 template <policy P, class T, int R>
 requires(P::memory == space::host) void fill([[maybe_unused]] const P& p, const view<T, R>& to,
                                              std::type_identity_t<T> value) {
+  const bool large = to.size() * std::int64_t{sizeof(T)} > std::int64_t{32} << 20;
   const auto part = [&](std::int64_t begin, std::int64_t end) {
-    std::fill_n(to.data + begin, end - begin, value);
+    if (large)
+      detail::fill_past_caches<T>(to.data + begin, end - begin, value);
+    else
+      std::fill_n(to.data + begin, end - begin, value);
   };
   if constexpr (requires { p.parallel_for(to.size(), to.size(), part); })
     p.parallel_for(to.size(), std::int64_t{1} << 16, part);

@@ -89,8 +89,10 @@ struct kernel<squared_norm<T>, exec::cpu> {
         const std::int64_t n = std::min(op::chunk, in.x.extent[0] - c * op::chunk);
         double lane[8] = {};  // so that compilers vectorise without reordering
         std::int64_t i = 0;
-        for (; i + 8 <= n; i += 8)
+        for (; i + 8 <= n; i += 8) {
+          __builtin_prefetch(x + i + 1024);  // memory is the limit, and its own look-ahead too short
           for (int l = 0; l < 8; ++l) lane[l] += double(x[i + l]) * double(x[i + l]);
+        }
         for (int l = 0; i + l < n; ++l) lane[l] += double(x[i + l]) * double(x[i + l]);
         sums(c) = ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
       }

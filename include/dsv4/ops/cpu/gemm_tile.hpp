@@ -334,9 +334,21 @@ template <class T>
 DSV4_TARGET T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) {
   using L = lanes<T>;
   T largest = top;
-  for (std::int64_t j = 0; j < n; ++j) {
-    s[j] *= scale;
-    largest = s[j] > largest ? s[j] : largest;
+  std::int64_t scaled = 0;
+  if (n >= L::width) {
+    typename L::vec most = L::fill(top);
+    for (; scaled + L::width <= n; scaled += L::width) {
+      const typename L::vec v = L::fma(L::fill(scale), L::load(s + scaled), L::zero());
+      L::store(s + scaled, v);
+      most = L::max(most, v);
+    }
+    T lane[L::width];
+    L::store(lane, most);
+    for (T v : lane) largest = v > largest ? v : largest;
+  }
+  for (; scaled < n; ++scaled) {
+    s[scaled] *= scale;
+    largest = s[scaled] > largest ? s[scaled] : largest;
   }
   const typename L::vec shift = L::fill(-largest);
   const typename L::vec one = L::fill(T(1));

@@ -2,8 +2,8 @@
 /// Hyper-connections on host threads: the streams pass by once.
 #pragma once
 
+#include <dsv4/ops/cpu/gemm.hpp>
 #include <dsv4/ops/cpu/hyper_connection_gates.hpp>
-#include <dsv4/ops/cpu/rms_norm.hpp>
 #include <dsv4/ops/hyper_connection.hpp>
 
 #include <algorithm>
@@ -33,14 +33,13 @@ struct kernel<hyper_connection_collapse<T>, exec::cpu> {
   static void backward(const exec::cpu& p, workspace&, const typename op::inputs& in,
                        const typename op::upstream& up, const typename op::gradients& g) {
     const std::int64_t n = in.x.extent[1], width = in.x.extent[2];
+    const auto& kernels = detail::best_kernels<T>();
     p.parallel_for(in.x.extent[0], 1 + 8192 / (n * width + 1), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin; t < end; ++t) {
         const T* du = up.du.data + t * up.du.stride[0];
-        for (std::int64_t i = 0; i < n; ++i) {
-          if (g.dpre.data)
-            g.dpre(t, i) =
-                detail::sum_of_products(du, in.x.data + t * in.x.stride[0] + i * in.x.stride[1], width);
-          if (!g.dx.data) continue;
+        if (g.dpre.data)
+          kernels.gemm_nt(du, 0, 1, in.x.data + t * in.x.stride[0], in.x.stride[1], n, width, &g.dpre(t, 0), 0);
+        for (std::int64_t i = 0; g.dx.data && i < n; ++i) {
           T* dx = g.dx.data + t * g.dx.stride[0] + i * g.dx.stride[1];
           const T pre = in.pre(t, i);
           if (g.add_to_dx)
@@ -84,19 +83,19 @@ struct kernel<hyper_connection_expand<T>, exec::cpu> {
                        const typename op::upstream& up, const typename op::gradients& g) {
     const std::int64_t n = in.x.extent[1], width = in.x.extent[2];
     constexpr std::int64_t block = 128;
+    const auto& kernels = detail::best_kernels<T>();
     p.parallel_for(in.x.extent[0], 1 + 4096 / (n * width + 1), [&](std::int64_t begin, std::int64_t end) {
       T mixed[block], dstreams[16][block];
       for (std::int64_t t = begin; t < end; ++t) {
         const T* v = in.v.data + t * in.v.stride[0];
-        const auto x = [&](std::int64_t j) { return in.x.data + t * in.x.stride[0] + j * in.x.stride[1]; };
+        const T* const x = in.x.data + t * in.x.stride[0];
         const auto dx = [&](std::int64_t k) {
           return up.dx.data + t * up.dx.stride[0] + k * up.dx.stride[1];
         };
-        for (std::int64_t k = 0; k < n; ++k) {
-          if (g.dpost.data) g.dpost(t, k) = detail::sum_of_products(v, dx(k), width);
-          for (std::int64_t j = 0; g.dcomb.data && j < n; ++j)
-            g.dcomb(t, j, k) = detail::sum_of_products(x(j), dx(k), width);
-        }
+        if (g.dpost.data) kernels.gemm_nt(v, 0, 1, dx(0), up.dx.stride[1], n, width, &g.dpost(t, 0), 0);
+        if (g.dcomb.data)
+          kernels.gemm_nt(x, in.x.stride[1], n, dx(0), up.dx.stride[1], n, width, &g.dcomb(t, 0, 0),
+                          g.dcomb.stride[1]);
         for (std::int64_t c0 = 0; c0 < width; c0 += block) {
           const std::int64_t count = std::min(block, width - c0);
           for (std::int64_t k = 0; k < n; ++k) std::copy_n(dx(k) + c0, count, dstreams[k]);  // dx may be dx'
