@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if DSV4_X86_KERNELS
 #include <immintrin.h>

@@ -244,17 +244,19 @@ DSV4_TARGET void gemm_outer(const T* a, std::int64_t lda, std::int64_t m, const 
   outer_panels<T, Transposed>(a, lda, {step, step}, m, b, ldb, k, n, c, ldc, add, nothing);
 }
 
-/// The columns of a, k long, by tiles: what a step of the sum over k reads lies together.
+/// The columns of a, k long, by tiles: what a step of the sum over k reads lies together. A few rows at a time, so
+/// that lines are written whole.
 template <class T>
 DSV4_TARGET void pack_columns(const T* a, std::int64_t lda, std::int64_t m, std::int64_t k, T* to) {
-  using L = lanes<T>;
-  constexpr std::int64_t rm = L::outer_rows, vectors = (rm + L::width - 1) / L::width;
-  for (std::int64_t p = 0; p < k; ++p, a += lda, to += rm) {
+  constexpr std::int64_t rm = lanes<T>::outer_rows, most = 8;
+  for (std::int64_t p = 0; p < k; p += most, a += most * lda, to += most * rm) {
+    const std::int64_t rows = std::min(most, k - p);
     std::int64_t i = 0;
-    for (; i + vectors * L::width <= m; i += rm)  // what is too much, the next step overwrites
-      DSV4_UNROLL for (int v = 0; v < vectors; ++v)
-          L::store(to + i * (k + outer_gap) + v * L::width, L::load(a + i + v * L::width));
-    for (; i < m; i += rm) std::copy_n(a + i, std::min(rm, m - i), to + i * (k + outer_gap));
+    for (; i + rm <= m; i += rm)
+      for (std::int64_t r = 0; r < rows; ++r)
+        std::memcpy(to + i * (k + outer_gap) + r * rm, a + r * lda + i, rm * sizeof(T));
+    for (std::int64_t r = 0; i < m && r < rows; ++r)
+      std::copy_n(a + r * lda + i, m - i, to + i * (k + outer_gap) + r * rm);
   }
 }
 
