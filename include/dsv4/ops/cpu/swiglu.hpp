@@ -26,7 +26,7 @@ struct kernel<swiglu<T>, exec::cpu> {
         T g[block], s[block];
         for (std::int64_t i0 = 0; i0 < width; i0 += block) {
           const std::int64_t count = std::min(block, width - i0);
-          for (std::int64_t i = 0; i < count; ++i) g[i] = gate[i0 + i] > limit ? limit : gate[i0 + i];
+          for (std::int64_t i = 0; i < count; ++i) g[i] = std::min(gate[i0 + i], limit);
           kernels.sigmoid(g, s, count);
           for (std::int64_t i = 0; i < count; ++i) h[i0 + i] = g[i] * s[i] * clip(up[i0 + i], limit) * weight;
         }
@@ -47,26 +47,26 @@ struct kernel<swiglu<T>, exec::cpu> {
         T* dgate = g.dgate.data ? g.dgate.data + r * g.dgate.stride[0] : nullptr;
         T* dup = g.dup.data ? g.dup.data + r * g.dup.stride[0] : nullptr;
         const T weight = in.row_weight.data ? in.row_weight(r) : T(1);
-        T a[block], s[block], d[block], along[8] = {};
+        T a[block], s[block], d[block], u[block], slope[block], along[8] = {};
         for (std::int64_t i0 = 0; i0 < width; i0 += block) {
           const std::int64_t count = std::min(block, width - i0);
           std::copy_n(dh + i0, count, d);  // dgate may be dh
-          for (std::int64_t i = 0; i < count; ++i) a[i] = gate[i0 + i] > limit ? limit : gate[i0 + i];
+          for (std::int64_t i = 0; i < count; ++i) a[i] = std::min(gate[i0 + i], limit);
           kernels.sigmoid(a, s, count);
+          for (std::int64_t i = 0; i < count; ++i) u[i] = clip(linear[i0 + i], limit);
           std::int64_t i = 0;
           for (; i + 8 <= count; i += 8)
-            for (int l = 0; l < 8; ++l)
-              along[l] += d[i + l] * a[i + l] * s[i + l] * clip(linear[i0 + i + l], limit);
-          for (int l = 0; i + l < count; ++l)
-            along[l] += d[i + l] * a[i + l] * s[i + l] * clip(linear[i0 + i + l], limit);
-          for (i = 0; dgate && i < count; ++i) {
-            const T slope =
-                d[i] * weight * clip(linear[i0 + i], limit) * s[i] * (T(1) + a[i] * (T(1) - s[i]));
-            dgate[i0 + i] = gate[i0 + i] <= limit ? slope : T(0);
+            for (int l = 0; l < 8; ++l) along[l] += d[i + l] * a[i + l] * s[i + l] * u[i + l];
+          for (int l = 0; i + l < count; ++l) along[l] += d[i + l] * a[i + l] * s[i + l] * u[i + l];
+          // Products first, choices after: as one loop GCC would branch, not select.
+          if (dgate) {
+            for (i = 0; i < count; ++i)
+              slope[i] = d[i] * weight * u[i] * s[i] * (T(1) + a[i] * (T(1) - s[i]));
+            for (i = 0; i < count; ++i) dgate[i0 + i] = gate[i0 + i] <= limit ? slope[i] : T(0);
           }
-          for (i = 0; dup && i < count; ++i) {
-            const T slope = d[i] * weight * a[i] * s[i];
-            dup[i0 + i] = std::abs(linear[i0 + i]) <= limit ? slope : T(0);
+          if (dup) {
+            for (i = 0; i < count; ++i) slope[i] = d[i] * weight * a[i] * s[i];
+            for (i = 0; i < count; ++i) dup[i0 + i] = std::abs(linear[i0 + i]) <= limit ? slope[i] : T(0);
           }
         }
         if (g.drow_weight.data)
@@ -80,6 +80,6 @@ struct kernel<swiglu<T>, exec::cpu> {
   static constexpr std::int64_t block = 256;  ///< channels at a time
 
   /// A NaN stays.
-  static T clip(T x, T limit) { return x > limit ? limit : x < -limit ? -limit : x; }
+  static T clip(T x, T limit) { return std::max(std::min(x, limit), -limit); }
 };
 }  // namespace dsv4
