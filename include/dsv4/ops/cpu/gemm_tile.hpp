@@ -244,8 +244,8 @@ DSV4_TARGET void gemm_outer(const T* a, std::int64_t lda, std::int64_t m, const 
   outer_panels<T, Transposed>(a, lda, {step, step}, m, b, ldb, k, n, c, ldc, add, nothing);
 }
 
-/// The columns of a, k long, by tiles: what a step of the sum over k reads lies together. A few rows at a time, so
-/// that lines are written whole.
+/// The columns of a, k long, by tiles: what a step of the sum over k reads lies together. A few rows at a
+/// time, so that lines are written whole.
 template <class T>
 DSV4_TARGET void pack_columns(const T* a, std::int64_t lda, std::int64_t m, std::int64_t k, T* to) {
   constexpr std::int64_t rm = lanes<T>::outer_rows, most = 8;

@@ -38,7 +38,8 @@ struct kernel<hyper_connection_collapse<T>, exec::cpu> {
       for (std::int64_t t = begin; t < end; ++t) {
         const T* du = up.du.data + t * up.du.stride[0];
         if (g.dpre.data)
-          kernels.gemm_nt(du, 0, 1, in.x.data + t * in.x.stride[0], in.x.stride[1], n, width, &g.dpre(t, 0), 0);
+          kernels.gemm_nt(du, 0, 1, in.x.data + t * in.x.stride[0], in.x.stride[1], n, width, &g.dpre(t, 0),
+                          0);
         for (std::int64_t i = 0; g.dx.data && i < n; ++i) {
           T* dx = g.dx.data + t * g.dx.stride[0] + i * g.dx.stride[1];
           const T pre = in.pre(t, i);

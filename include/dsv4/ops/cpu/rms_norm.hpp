@@ -11,8 +11,8 @@
 
 namespace dsv4 {
 namespace detail {
-/// sum_i x[i] y[i] with sixteen accumulators, so that compilers vectorise it without reassociating, and sums do not
-/// wait for each other.
+/// sum_i x[i] y[i] with sixteen accumulators, so that compilers vectorise it without reassociating, and sums
+/// do not wait for each other.
 template <class T>
 T sum_of_products(const T* x, const T* y, std::int64_t width) {
   constexpr int lanes = 16;

@@ -25,6 +25,12 @@ struct kernel<adamw<T>, exec::cpu> {
           constexpr std::int64_t most = 128;  // in turn, so that all four arrays come as streams
           for (std::int64_t begin = piece; begin < end; begin += most) {
             const std::int64_t n = std::min(most, end - begin);
+            // Memory is the limit, and its own look-ahead too short for so many streams.
+            for (const T* array :
+                 {in.gradient.data, static_cast<const T*>(out.weight.data),
+                  static_cast<const T*>(out.first.data), static_cast<const T*>(out.second.data)})
+              for (std::int64_t i = 0; i < most; i += 64 / std::int64_t{sizeof(T)})
+                __builtin_prefetch(array + begin + 4 * most + i);
             const auto gradient = as_eigen(in.gradient.columns(begin, n)).array();
             auto weight = as_eigen(out.weight.columns(begin, n)).array(),
                  first = as_eigen(out.first.columns(begin, n)).array(),
