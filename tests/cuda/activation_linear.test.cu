@@ -12,7 +12,7 @@ using namespace dsv4::testing;
 
 namespace {
 
-/// `count` matrices in storage F on both sides, as a matrix or a stack.
+/// `count` matrices in storage F on both sides, as a matrix or a stack. Scales begin `skipped` bytes late.
 template <class F>
 struct stored {
   std::int64_t count, rows, columns;
@@ -20,17 +20,18 @@ struct stored {
   twin<e8m0> scales;
   buffer<block_scaled_matrix<const F>> host_table;
   device_buffer<block_scaled_matrix<const F, D>> device_table;
-  stored(std::int64_t n, std::int64_t r, std::int64_t c, std::uint64_t seed)
+  stored(std::int64_t n, std::int64_t r, std::int64_t c, std::uint64_t seed, std::int64_t skipped = 0)
       : count(n),
         rows(r),
         columns(c),
         codes(buffer<std::uint8_t>(n * r * F::row_bytes(c))),
-        scales(buffer<e8m0>(n * F::scale_rows(r) * F::scale_columns(c))),
+        scales(buffer<e8m0>(n * F::scale_rows(r) * F::scale_columns(c) + skipped)),
         host_table(n) {
     auto x = random<float>(n * r * c, seed);
     buffer<block_scaled_matrix<const F, D>> table(n);
     for (std::int64_t i = 0; i < n; ++i) {
-      const std::int64_t at = i * r * F::row_bytes(c), scale_at = i * F::scale_rows(r) * F::scale_columns(c);
+      const std::int64_t at = i * r * F::row_bytes(c),
+                         scale_at = i * F::scale_rows(r) * F::scale_columns(c) + skipped;
       const block_scaled_matrix<F> m(codes.host.data() + at, scales.host.data() + scale_at, r, c);
       quantise<F, float>::forward(exec::reference{}, {x.h(n, r, c)[i]}, {m});
       host_table[i] = m;
@@ -60,7 +61,7 @@ template <>
 struct stored<bf16> {
   std::int64_t count, rows, columns;
   twin<bf16> all;
-  stored(std::int64_t n, std::int64_t r, std::int64_t c, std::uint64_t seed)
+  stored(std::int64_t n, std::int64_t r, std::int64_t c, std::uint64_t seed, std::int64_t = 0)
       : count(n), rows(r), columns(c), all(random<bf16>(n * r * c, seed)) {}
   auto h() { return all.h(rows, columns); }
   auto d() { return all.d(rows, columns); }
@@ -135,10 +136,10 @@ void check_rows(std::int64_t rows, std::int64_t inner, std::int64_t columns, std
 
 template <class W, class X>
 void check_grouped(std::int64_t rows, std::int64_t experts, std::int64_t inner, std::int64_t columns,
-                   bool exact) {
-  INFO(rows << " rows of " << experts << ", " << inner << " x " << columns);
+                   bool exact, std::int64_t skipped = 0) {
+  INFO(rows << " rows of " << experts << ", " << inner << " x " << columns << ", " << skipped << " skipped");
   using T = bf16;
-  stored<W> gate(experts, columns, inner, 2), up(experts, columns, inner, 3);
+  stored<W> gate(experts, columns, inner, 2, skipped), up(experts, columns, inner, 3, skipped);
   auto x = small_rows(rows, inner);
   auto weight = random<T>(rows, 5);
   auto y = poison<T>(rows * columns), h = poison<T>(rows * columns);
@@ -192,6 +193,7 @@ TEST_CASE("activation_linear, pairs and gates: cuda equals the ops they are rows
   check_rows<fp8_weight, fp8_activation>(1, 1280, 4096, 4098, true);
   check_rows<fp8_weight, fp8_activation>(5, 640, 16384, 8192, true);
   check_rows<mxfp4, fp8_activation>(1, 128, 4096, 4096, true);
+  check_rows<mxfp4, fp8_activation>(1, 256, 26000, 8, false);  // several times 64 rows of weights a warpgroup
 }
 
 TEST_CASE("grouped_activation_linear and grouped_gated_linear: cuda equals the ops they are rows of") {
@@ -202,4 +204,7 @@ TEST_CASE("grouped_activation_linear and grouped_gated_linear: cuda equals the o
     }
   check_grouped<fp8_weight, fp8_activation>(6, 12, 384, 40, false);
   check_grouped<mxfp4, fp8_activation>(6, 256, 128, 1024, true);
+  // So many columns that a warpgroup has 64 rows of weights at a time.
+  check_grouped<mxfp4, fp8_activation>(6, 48, 512, 1500, true);
+  check_grouped<mxfp4, fp8_activation>(6, 48, 768, 1476, true, 1);
 }

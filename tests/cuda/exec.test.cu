@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The policy itself: memory, streams, errors, graphs, ranges.
 #include "support/device.cuh"
+#include <dsv4/exec/branch.hpp>
 #include <dsv4/ops/cuda/linear.cuh>
 #include <dsv4/ops/cuda/rms_norm.cuh>
 
@@ -184,6 +185,79 @@ TEST_CASE("a kernel that starts early sees all that the kernels before it wrote,
     }
     cudaGraphExecDestroy(ready);
   }
+}
+
+TEST_CASE("what a policy aside is asked for comes after the fork and before the join, in graphs too") {
+  const std::int64_t count = 10007;
+  const auto next = [&](const buffer<std::int64_t>& from) {
+    buffer<std::int64_t> to(count);
+    for (std::int64_t i = 0; i < count; ++i) to[i] = from[(i * 7 + 3) % count] + i;
+    return to;
+  };
+  buffer<std::int64_t> start(count);
+  for (std::int64_t i = 0; i < count; ++i) start[i] = i * i;
+  const auto thrice = next(next(next(start))), five_times = next(next(thrice));
+
+  const exec::cuda p;
+  const auto a = to_device(p.stream(), start);
+  device_buffer<std::int64_t> b(count), c(count), d(count), e(count), from_c(count), from_e(count);
+  const auto launch = [&](const exec::cuda& on, const auto& from, auto& to) {
+    on.launch("test", next_kernel<0>, dim3(40), 256, 0, from.data(), to.data(), count);
+  };
+  const auto run = [&] {
+    launch(p, a, b);
+    const exec::cuda& aside = p.fork();
+    CHECK(aside.stream() != p.stream());
+    CHECK(aside.scratch() != p.scratch());
+    launch(aside, b, c);
+    launch(p, b, e);
+    launch(p, e, d);
+    CHECK(&p.fork() == &aside);  // which waits for d
+    launch(aside, d, e);
+    p.join();
+    launch(p, e, from_e);
+    launch(p, c, from_c);
+  };
+  const auto check = [&] {
+    CHECK(same_bytes(to_host(p.stream(), from_c), thrice));
+    CHECK(same_bytes(to_host(p.stream(), from_e), five_times));
+  };
+  run();
+  check();
+  for (auto* x : {&b, &c, &d, &e, &from_c, &from_e})
+    detail::check_cuda(cudaMemsetAsync(x->data(), 0, count * std::int64_t{sizeof(std::int64_t)}, p.stream()),
+                       "test");
+  p.synchronise();
+
+  cudaGraph_t graph;
+  cudaGraphExec_t ready;
+  detail::check_cuda(cudaStreamBeginCapture(p.stream(), cudaStreamCaptureModeGlobal), "test");
+  run();
+  detail::check_cuda(cudaStreamEndCapture(p.stream(), &graph), "test");
+  detail::check_cuda(cudaGraphInstantiate(&ready, graph, 0), "test");
+  for (int i = 0; i < 5; ++i) detail::check_cuda(cudaGraphLaunch(ready, p.stream()), "test");
+  check();
+  cudaGraphExecDestroy(ready);
+  cudaGraphDestroy(graph);
+}
+
+TEST_CASE("until a branch is joined a workspace gives nothing twice") {
+  const exec::cuda p;
+  device_workspace w;
+  const auto taken = [&] {
+    const workspace_scope scope(w);
+    return take<float>(w, 64).data;
+  };
+  const workspace_scope scope(w);
+  for (const bool wanted : {true, false}) {
+    detail::branch<exec::cuda, D> aside(p, w, wanted);
+    CHECK((aside.policy().stream() != p.stream()) == wanted);
+    CHECK((taken() != taken()) == wanted);
+    aside.join();
+    CHECK(taken() == taken());
+  }
+  { const detail::branch<exec::cuda, D> forgotten(p, w, true); }
+  CHECK(taken() == taken());
 }
 
 TEST_CASE("two policies on two streams do not disturb each other") {

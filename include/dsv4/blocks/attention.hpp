@@ -7,6 +7,7 @@
 #include <dsv4/blocks/attention_context.hpp>
 #include <dsv4/blocks/kv_compressor.hpp>
 #include <dsv4/config/numerics.hpp>
+#include <dsv4/exec/branch.hpp>
 #include <dsv4/ops/activation_linear.hpp>
 #include <dsv4/ops/index_topk.hpp>
 #include <dsv4/ops/indexer_loss.hpp>
@@ -55,7 +56,7 @@ inline double index_scale(const attention_config& a) {
 /// y = attention(x), x already normalised (specification, sections 5 to 7). Prefill, chunks and decode are
 /// this same code: a segment attends to what its cache holds and to its own earlier rows, then extends the
 /// cache. So is training, where segments are whole documents without caches, and `context` keeps what
-/// attention_backward needs; an empty y then is not computed.
+/// attention_backward needs; an empty y then is not computed. y is not x.
 template <attention_config A, numerics_config Q, class T, space S, policy P, class Context = std::nullptr_t>
 void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, Q, S>& parameters,
                double norm_eps, std::span<const attention_segment<T, S>> segments, matrix_view<const T, S> x,
@@ -87,6 +88,9 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     return training ? take<T>(w, extents...) : result;
   };
 
+  // What is compressed, and what the indexer selects of it, beside the queries and the window.
+  detail::branch<P, S> aside(
+      p, w, compressed && !training && segments.size() == 1 && rows <= detail::rows_for_branches);
   // Projections of all rows at once.
   const auto raw_q_latent = kept_or(keep.q_latent, rows, A.q_lora_rank);
   const auto raw_q = kept_or(keep.q, rows, heads, dim);
@@ -112,15 +116,15 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
                            const matrix_view<T, S>& kept_gate) {
     const std::int64_t width = compressor.kv.extent[0];
     const std::pair out(kept_or(kept_kv, rows, width), kept_or(kept_gate, rows, width));
-    activation_linear_pair<T, S, typename stored::wide>::forward(p, w, {x, compressor.kv, compressor.gate},
-                                                                 {out.first, out.second});
+    activation_linear_pair<T, S, typename stored::wide>::forward(
+        aside.policy(), w, {x, compressor.kv, compressor.gate}, {out.first, out.second});
     return out;
   };
   if (compressed) std::tie(pool_kv, pool_gate) = project(parameters.compressor, keep.pool_kv, keep.pool_gate);
   if (indexes) {
     std::tie(index_kv, index_gate) = project(parameters.indexer.compressor, keep.index_kv, keep.index_gate);
     index_weights = kept_or(keep.index_weights, rows, index_heads);
-    wide_projection::forward(p, {x, parameters.indexer.weights}, {index_weights});
+    wide_projection::forward(aside.policy(), {x, parameters.indexer.weights}, {index_weights});
     if (training)
       copy_rows<T, S>::forward(p, {raw_index_q.reshape(rows, index_heads * index_dim), 0, 0, rows},
                                {index_q.reshape(rows, index_heads * index_dim)});
@@ -138,28 +142,8 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     if (n == 0) continue;
     const auto own_q = q.rows(row, n), own_o = attended.rows(row, n);
     const auto own_kv = kv.rows(row, n);
-    norm_rope<T, S>::forward(p, {raw_q.rows(row, n), {}, norm_eps, frequencies, position}, {own_q});
-    norm_rope<T, S>::forward(
-        p, {raw_kv.rows(row, n).reshape(n, 1, dim), parameters.kv_norm, norm_eps, frequencies, position},
-        {own_kv.reshape(n, 1, dim)});
     const auto to_kv = kv_rounding<Q>(A.qk_rope_head_dim);
     const index_rounding<Q> to_index;
-    to_kv(p, own_kv);
-
-    // Window keys: the rows before this segment, then its own.
-    const std::int64_t oldest = std::max<std::int64_t>(0, position - A.sliding_window + 1),
-                       before = position - oldest;
-    const bool ring_has_all = before > 0 && end - oldest <= segment.cache->window.capacity();
-    auto local = own_kv;
-    if (ring_has_all) {
-      local = take<T>(w, end - oldest, dim);
-      segment.cache->window.store(p, own_kv, position);
-      segment.cache->window.load(p, oldest, end, local);
-    } else if (before > 0) {
-      local = take<T>(w, before + n, dim);
-      segment.cache->window.load(p, oldest, position, local.rows(0, before));
-      copy_rows<T, S>::forward(p, {own_kv, 0, before, n}, {local});
-    }
 
     // Entries that this segment completes are visible to it at once.
     std::int64_t ratio = 0;
@@ -171,8 +155,8 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
                                    const matrix_view<T, S>& kept, const auto& round) {
       if (!training) {
         auto& own = segment.cache->*cache;
-        compress<T, S>(p, w, compressor, frequencies, norm_eps, overlap, position, kv_rows.rows(row, n),
-                       gate_rows.rows(row, n), own, round);
+        compress<T, S>(aside.policy(), w, compressor, frequencies, norm_eps, overlap, position,
+                       kv_rows.rows(row, n), gate_rows.rows(row, n), own, round);
         return own.entries.view();
       }
       const std::int64_t count = n / ratio, width = compressor.norm.extent[0];
@@ -193,18 +177,43 @@ void attention(const P& p, basic_workspace<S>& w, const attention_parameters<T, 
     }
     if (indexes) {
       const auto own_index_q = index_q.rows(row, n);
-      rope<T, S>::forward(p, {frequencies, position}, {own_index_q});
-      to_index(p, own_index_q.reshape(n * index_heads, index_dim));
       index_keys = compress_with(parameters.indexer.compressor, true, index_kv, index_gate, &caches::index,
                                  keep.index_pooled, to_index);
+      aside.catch_up();  // with the queries
+      rope<T, S>::forward(aside.policy(), {frequencies, position}, {own_index_q});
+      to_index(aside.policy(), own_index_q.reshape(n * index_heads, index_dim));
       // Where every visible entry is kept there is nothing to select.
       if (attention_context<T, S>::selects(A, kind, keep.options, end)) {
         selected = keep.selected.data ? keep.selected.rows(row, n)
                                       : take<std::int32_t>(w, n, std::int64_t{A.index_topk});
-        index_topk<T, S>::forward(p, {own_index_q, index_keys, index_weights.rows(row, n), position, ratio},
+        index_topk<T, S>::forward(aside.policy(),
+                                  {own_index_q, index_keys, index_weights.rows(row, n), position, ratio},
                                   {selected});
       }
     }
+
+    norm_rope<T, S>::forward(p, {raw_q.rows(row, n), {}, norm_eps, frequencies, position}, {own_q});
+    norm_rope<T, S>::forward(
+        p, {raw_kv.rows(row, n).reshape(n, 1, dim), parameters.kv_norm, norm_eps, frequencies, position},
+        {own_kv.reshape(n, 1, dim)});
+    to_kv(p, own_kv);
+
+    // Window keys: the rows before this segment, then its own.
+    const std::int64_t oldest = std::max<std::int64_t>(0, position - A.sliding_window + 1),
+                       before = position - oldest;
+    const bool ring_has_all = before > 0 && end - oldest <= segment.cache->window.capacity();
+    auto local = own_kv;
+    if (ring_has_all) {
+      local = take<T>(w, end - oldest, dim);
+      segment.cache->window.store(p, own_kv, position);
+      segment.cache->window.load(p, oldest, end, local);
+    } else if (before > 0) {
+      local = take<T>(w, before + n, dim);
+      segment.cache->window.load(p, oldest, position, local.rows(0, before));
+      copy_rows<T, S>::forward(p, {own_kv, 0, before, n}, {local});
+    }
+
+    aside.join();
     sparse_attention<T, S>::forward(
         p,
         {own_q, local, entries, selected, parameters.sinks, position, oldest, A.sliding_window, ratio, scale},

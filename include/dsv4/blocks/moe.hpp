@@ -4,6 +4,7 @@
 
 #include <dsv4/config/model_config.hpp>
 #include <dsv4/config/numerics.hpp>
+#include <dsv4/exec/branch.hpp>
 #include <dsv4/exec/workspace.hpp>
 #include <dsv4/ops/activation_linear.hpp>
 #include <dsv4/ops/expert_dispatch.hpp>
@@ -107,7 +108,7 @@ void run_experts(const P& p, basic_workspace<S>& w,
 }  // namespace detail
 
 /// y = shared(x) + sum over the chosen experts (specification, section 8). `tokens` are read in hash layers.
-/// `context` keeps what moe_backward needs; an empty y then is not computed.
+/// `context` keeps what moe_backward needs; an empty y then is not computed. y is not x.
 template <moe_config M, numerics_config Q, class T, space S, policy P>
 void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& parameters,
          vector_view<const std::int32_t, S> tokens, matrix_view<const T, S> x, matrix_view<T, S> y,
@@ -125,6 +126,8 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
   const std::int64_t rows = x.extent[0], width = x.extent[1], k = M.num_experts_per_tok, pairs = rows * k;
   const std::int64_t inner = M.moe_intermediate_size, count = M.n_routed_experts;
 
+  // The shared expert, beside the routed ones and their choice.
+  detail::branch<P, S> aside(p, w, !training && rows <= detail::rows_for_branches);
   const auto logits = kept_or(keep.logits, rows, count);
   const auto chosen = kept_or(keep.chosen, rows, k);
   const auto weights = kept_or(keep.weights, rows, k);
@@ -148,10 +151,11 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
       if (y.data) swiglu<T, S>::forward(p, {keep.shared_gate, keep.shared_up, {}, M.swiglu_limit}, {h});
     } else {
       gated_linear<T, S, typename stored::linear, X>::forward(
-          p, w, {x, parameters.shared_w1, parameters.shared_w3, M.swiglu_limit}, {h});
+          aside.policy(), w, {x, parameters.shared_w1, parameters.shared_w3, M.swiglu_limit}, {h});
     }
     if (y.data)
-      activation_linear<T, S, typename stored::linear, X>::forward(p, w, {h, parameters.shared_w2}, {y});
+      activation_linear<T, S, typename stored::linear, X>::forward(aside.policy(), w,
+                                                                   {h, parameters.shared_w2}, {y});
   }
 
   const auto y_sorted = y.data ? take<T>(w, pairs, width) : matrix_view<T, S>();
@@ -184,6 +188,7 @@ void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& param
   } else {
     run(parameters.experts, offsets, 0, pairs);
   }
+  aside.join();
   if (y.data) expert_combine<T, S>::forward(p, {y_sorted, order, y}, {y, inverse});
 }
 

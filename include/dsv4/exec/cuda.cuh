@@ -13,8 +13,10 @@
 #include <cuda_runtime.h>
 #include <memory>
 #include <nvtx3/nvToolsExt.h>
+#include <optional>
 #include <source_location>
 #include <string_view>
+#include <utility>
 
 namespace dsv4::exec {
 
@@ -66,11 +68,11 @@ class nvtx_range {
   bool open_;
 };
 
-/// Runs on one stream of the current device. Every op returns once its kernels are queued: nothing here waits
-/// for the device or allocates, so a stream of ops can be captured into a CUDA graph (after one call outside
-/// of a capture, which loads the kernels). A cheap handle: copies share stream and scratch memory, so use one
-/// policy per stream. Results are the same, bit for bit, in every run on the same device, unless the options
-/// ask for sums in any order.
+/// Runs on one stream of the current device, or beside it where blocks fork(). Every op returns once its
+/// kernels are queued: nothing here waits for the device or allocates, so a stream of ops can be captured
+/// into a CUDA graph (after one call outside of a capture, which loads the kernels). A cheap handle: copies
+/// share stream and scratch memory, so use one policy per stream. Results are the same, bit for bit, in every
+/// run on the same device, unless the options ask for sums in any order.
 class cuda {
  public:
   static constexpr space memory = space::device;
@@ -110,6 +112,24 @@ class cuda {
     detail::check_cuda(cudaStreamSynchronize(stream()), "exec::cuda::synchronise", at);
   }
 
+  /// A policy for what may run at the same time as what this one is asked for from here to join(), on another
+  /// stream, which waits for all that is queued here so far; called again before join(), for all that is
+  /// then. The first call makes it, with scratch memory of its own.
+  const cuda& fork() const {
+    context& c = *context_;
+    if (!c.aside) {
+      c.forked.emplace(), c.joined.emplace();
+      options o;
+      o.scratch_bytes = scratch_bytes(), o.check_every_launch = c.check_every_launch;
+      o.profile_ranges = c.profile_ranges, o.early_starts = c.early_starts.possible(), o.sums = c.sums;
+      c.aside = std::make_unique<cuda>(o);
+    }
+    wait_for(*c.forked, *this, *c.aside);
+    return *c.aside;
+  }
+  /// What is queued from here on waits for all that fork()'s policy was asked for.
+  void join() const { wait_for(*context_->joined, *context_->aside, *this); }
+
   /// What is queued until the range ends belongs to `name`, where options::profile_ranges asks for that.
   [[nodiscard]] nvtx_range range(const char* name) const { return {name, context_->profile_ranges}; }
 
@@ -134,7 +154,8 @@ class cuda {
     // kernel with much shared memory leaves beside it.
     const std::size_t threads = std::size_t{grid.x} * grid.y * grid.z * block.x * block.y * block.z;
     const bool whole = threads <= std::size_t{2048} * static_cast<std::size_t>(device().multiprocessors);
-    config.numAttrs = whole && context_->early_starts.allow(where, kernel) ? 1 : 0;
+    const bool after_another_stream = std::exchange(context_->waits_for_another_stream, false);
+    config.numAttrs = whole && !after_another_stream && context_->early_starts.allow(where, kernel) ? 1 : 0;
     detail::check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
     if (context_->check_every_launch) detail::check_cuda(cudaStreamSynchronize(stream()), where);
   }
@@ -148,6 +169,21 @@ class cuda {
   }
 
  private:
+  struct event {
+    event() { detail::check_cuda(cudaEventCreateWithFlags(&handle, cudaEventDisableTiming), "exec::cuda"); }
+    event(const event&) = delete;
+    event& operator=(const event&) = delete;
+    ~event() { cudaEventDestroy(handle); }
+    cudaEvent_t handle = nullptr;
+  };
+  /// `later` goes on when `earlier` has done what it was asked for so far. Its next kernel does not start
+  /// early: it would be the kernel before that it waits for, not the other stream.
+  static void wait_for(const event& e, const cuda& earlier, const cuda& later) {
+    detail::check_cuda(cudaEventRecord(e.handle, earlier.stream()), "exec::cuda");
+    detail::check_cuda(cudaStreamWaitEvent(later.stream(), e.handle, 0), "exec::cuda");
+    later.context_->waits_for_another_stream = true;
+  }
+
   // A default argument may not use the defaults of a nested class before the outer one is complete.
   static options default_options();
 
@@ -176,6 +212,9 @@ class cuda {
     sum_order sums;
     device_buffer<std::byte> scratch;
     cuda_matmul matmul;
+    bool waits_for_another_stream = false;
+    std::optional<event> forked, joined;
+    std::unique_ptr<cuda> aside;  // what fork() returns
   };
   std::shared_ptr<context> context_;
 };

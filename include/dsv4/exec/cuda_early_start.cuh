@@ -29,6 +29,7 @@ namespace exec {
 class cuda_early_starts {
  public:
   explicit cuda_early_starts(bool possible) : possible_(possible) {}
+  bool possible() const { return possible_; }
 
   template <class Kernel>
   bool allow(const detail::call_site& where, Kernel* kernel) {

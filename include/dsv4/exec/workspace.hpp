@@ -53,6 +53,10 @@ class basic_workspace {
 
   using scope = workspace_scope<S>;
 
+  /// From here to release_hold() scopes give nothing back at their ends: somebody may still be using it.
+  void hold() { ++holds_; }
+  void release_hold() { --holds_; }
+
  private:
   friend class workspace_scope<S>;
   static constexpr std::size_t alignment = S == space::host ? 64 : 256;
@@ -79,6 +83,7 @@ class basic_workspace {
 
   std::vector<block> blocks_;
   std::size_t current_ = 0, offset_ = 0, used_ = 0, high_water_ = 0;
+  int holds_ = 0;
 };
 
 using workspace = basic_workspace<space::host>;
@@ -89,7 +94,8 @@ view<T, static_cast<int>(sizeof...(I)), S> take(basic_workspace<S>& w, I... exte
   return w.template take<T>(extents...);
 }
 
-/// Everything taken during its life is given back at its end.
+/// Everything taken during its life is given back at its end; while the workspace is on hold, at the end of
+/// the scope around it.
 template <space S>
 class workspace_scope {
  public:
@@ -97,7 +103,9 @@ class workspace_scope {
       : w_(w), block_(w.current_), offset_(w.offset_), used_(w.used_) {}
   workspace_scope(const workspace_scope&) = delete;
   workspace_scope& operator=(const workspace_scope&) = delete;
-  ~workspace_scope() { w_.current_ = block_, w_.offset_ = offset_, w_.used_ = used_; }
+  ~workspace_scope() {
+    if (w_.holds_ == 0) w_.current_ = block_, w_.offset_ = offset_, w_.used_ = used_;
+  }
 
  private:
   basic_workspace<S>& w_;

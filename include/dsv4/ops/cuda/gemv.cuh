@@ -5,10 +5,11 @@
 
 #include <dsv4/ops/cuda/common.cuh>
 #include <dsv4/ops/cuda/gemm_problem.cuh>
+#include <dsv4/ops/cuda/gemv_columns.cuh>
+#include <dsv4/ops/cuda/gemv_mxfp4_sm90.cuh>
 #include <dsv4/ops/cuda/gemv_steps.cuh>
 #include <dsv4/ops/cuda/loose_pairs.cuh>
 #include <dsv4/ops/cuda/sm90.cuh>
-#include <dsv4/ops/cuda/swiglu.cuh>
 
 #include <algorithm>
 #include <cstdint>
@@ -21,83 +22,6 @@ namespace dsv4::detail {
 /// Blocks per multiprocessor, as measured.
 template <int Rows, bool Packed>
 inline constexpr int gemv_blocks = Rows > 1 ? 2 : 4 - Packed;
-
-/// What one launch multiplies x by beside problem.weight: nothing.
-struct gemv_alone {
-  static constexpr bool beside = false, gated = false;
-};
-/// A second product, y = x weight^T.
-template <class T, class WView>
-struct gemv_beside {
-  static constexpr bool beside = true, gated = false;
-  WView weight;
-  matrix_view<T, space::device> y;
-};
-/// A gate: the result is swiglu(x gate^T, x weight^T) times the row's weight, where there is one. Both
-/// products are rounded to T first, as those of single ops are.
-template <class T, class WView>
-struct gemv_gated {
-  static constexpr bool beside = false, gated = true;
-  WView weight;  // the gate is problem.weight
-  vector_view<const T, space::device> row_weight;
-  double limit;
-};
-
-/// The columns that the warps of a block go through, some at a time: a unit, which has two rows of weights.
-/// Matrices are looked up again whenever they are needed: registers are scarcer than L1.
-template <class T, class XView, class WView, class Second>
-struct gemv_columns {
-  using problem = gemm_problem<T, XView, WView>;
-  using W = loose_pairs<typename view_storage<WView>::type>;
-  static constexpr bool gated = Second::gated;
-  static constexpr int per_unit = gated ? gemv_outputs / 2 : gemv_outputs;
-  const problem& p;
-  const Second& second;
-  int group;
-
-  /// Of all products together.
-  __device__ int count() const {
-    int n = static_cast<int>(p.y.extent[1]);
-    if constexpr (Second::beside) n += static_cast<int>(second.y.extent[1]);
-    return n;
-  }
-  __device__ int units() const { return (count() + per_unit - 1) / per_unit; }
-  /// The weights of output o of a unit; a unit's columns beyond the last one are the last one again.
-  __device__ typename W::row row(int unit, int o) const {
-    int column = min(unit * per_unit + (gated ? o / 2 : o), count() - 1);
-    if constexpr (gated)
-      if (o % 2) return W::row_of(matrix_of(second.weight, group), column);
-    if constexpr (Second::beside) {
-      column -= static_cast<int>(p.y.extent[1]);
-      if (column >= 0) return W::row_of(matrix_of(second.weight, group), column);
-      column += static_cast<int>(p.y.extent[1]);
-    }
-    return W::row_of(p.weight_of(group), column);
-  }
-  /// Stores the products of a unit for row r.
-  __device__ void store(int unit, std::int64_t r, const float (&value)[gemv_outputs]) const {
-    T* const y = p.y.data + group * p.y_batch + r * p.y.stride[0];
-#pragma unroll
-    for (int i = 0; i < per_unit; ++i) {
-      const int column = unit * per_unit + i;
-      if (column >= count()) break;
-      if constexpr (gated) {
-        const float weight = second.row_weight.data ? widened<float>(second.row_weight(r)) : 1.0f;
-        const auto rounded = [](float v) { return widened<float>(narrowed<T>(v)); };
-        y[column] = narrowed<T>(
-            swiglu_value(rounded(value[2 * i]), rounded(value[2 * i + 1]), static_cast<float>(second.limit)) *
-            weight);
-      } else {
-        if constexpr (Second::beside)
-          if (column >= p.y.extent[1]) {
-            second.y(r, column - p.y.extent[1]) = narrowed<T>(value[i]);
-            continue;
-          }
-        y[column] = narrowed<T>(value[i]);
-      }
-    }
-  }
-};
 
 /// Block (columns, slot, batch). With offsets a slot is a row, whose block runs the up to `Rows` rows of its
 /// group that begin with it, or, where there are fewer groups than rows, a group, whose rows the block runs
@@ -123,9 +47,8 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Rows, packed_stor
   } else {
     if (slots_are_groups) {
       group = static_cast<int>(slot);
-    } else {  // the group of this row: as many end before it
-      for (int e = thread; e - thread < p.groups; e += 32 * gemv_warps)
-        group += __syncthreads_count(e < p.groups && p.offsets[e + 1] <= slot);
+    } else {
+      group = group_of_row(p, slot);
       if (group >= p.groups || (slot - p.offsets[group]) % Rows != 0) return;
     }
     begin = slots_are_groups ? p.offsets[group] : slot;
@@ -260,7 +183,7 @@ bool launch_gemv(const exec::cuda& p, std::string_view where, const gemm_problem
   };
   // With many groups their rows rarely meet.
   if (rows == 1 || (problem.offsets && rows <= problem.groups / 8))
-    return run(std::integral_constant<int, 1>{});
+    return launch_gemv_mxfp4(p, where, problem, second) || run(std::integral_constant<int, 1>{});
   return run(std::integral_constant<int, 4>{});
 }
 

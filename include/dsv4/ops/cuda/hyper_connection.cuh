@@ -10,29 +10,29 @@ namespace dsv4 {
 
 namespace detail {
 /// The Sinkhorn passes over an n x n matrix: thread j n + k brings entry (j, k) and takes its result; threads
-/// from n n on only keep the others company at `barrier`. `m` and `work` hold n n entries.
-template <class A, class Barrier>
-__device__ A sinkhorn(A value, A* m, A* work, int n, int iterations, A eps, const Barrier& barrier) {
+/// from n n on only wait with the others. `m` and `work` hold n n entries.
+template <class A>
+__device__ A sinkhorn(A value, A* m, A* work, int n, int iterations, A eps, const sinkhorn_threads& threads) {
   const int thread = static_cast<int>(threadIdx.x);
   const bool inside = thread < n * n;
   const int own = inside ? thread : 0, j = own / n, k = own % n;
   if (inside) m[own] = value;
-  barrier();
+  threads.wait();
   A top = m[j * n], sum = 0;
   for (int i = 1; i < n; ++i) top = m[j * n + i] > top ? m[j * n + i] : top;
   for (int i = 0; i < n; ++i) sum += exp(m[j * n + i] - top);
   value = exp(value - top) / sum + eps;
-  barrier();
+  threads.wait();
   for (int iteration = 0; iteration < iterations; ++iteration) {
     if (iteration > 0) {  // rows; the softmax was the first row pass
       if (inside) work[own] = value;
-      barrier();
+      threads.wait();
       sum = eps;
       for (int i = 0; i < n; ++i) sum += work[j * n + i];
       value /= sum;
     }
     if (inside) m[own] = value;  // columns
-    barrier();
+    threads.wait();
     sum = eps;
     for (int i = 0; i < n; ++i) sum += m[i * n + k];
     value /= sum;
@@ -64,14 +64,10 @@ __global__ void __launch_bounds__(256)
   if (own < n) pre(t, own) = narrowed<T>(sigmoid(h(own, 0)) + eps);
   if (scale.extent[0] == 1) return;
   if (own < n) post(t, own) = narrowed<T>(2 * sigmoid(h(n + own, 1)));
-  const int participants = (n * n + 31) / 32 * 32;
-  if (own >= participants) return;
+  const sinkhorn_threads threads(n);
+  if (!threads.own()) return;
   const A entry = own < n * n ? h(2 * n + own, 2) : A(0);
-  const A result = participants == 32
-                       ? sinkhorn(entry, m, work, n, iterations, eps, [] { __syncwarp(); })
-                       : sinkhorn(entry, m, work, n, iterations, eps, [participants] {
-                           asm volatile("barrier.sync.aligned 1, %0;" ::"r"(participants) : "memory");
-                         });
+  const A result = sinkhorn(entry, m, work, n, iterations, eps, threads);
   if (own < n * n) comb(t, own / n, own % n) = narrowed<T>(result);
 }
 

@@ -10,6 +10,20 @@ namespace dsv4::detail {
 
 inline constexpr int most_streams = 16;
 
+/// The threads of a block that have, or wait with those that have, the n x n entries of a Sinkhorn: one warp
+/// where that is enough, else all.
+struct sinkhorn_threads {
+  bool one_warp;
+  __device__ explicit sinkhorn_threads(int n) : one_warp(n * n <= 32) {}
+  __device__ bool own() const { return !one_warp || threadIdx.x < 32; }
+  __device__ __forceinline__ void wait() const {
+    if (one_warp)
+      __syncwarp();
+    else
+      __syncthreads();
+  }
+};
+
 /// What this thread of 256 adds to the sum of the squares of token t's streams.
 template <int N, class T>
 __device__ accumulator<T> token_squares(const tensor_view<const T, space::device>& x, std::int64_t t) {
@@ -32,26 +46,26 @@ __device__ accumulator<T> token_squares(const tensor_view<const T, space::device
 /// The gradient of Sinkhorn's input by that of its result, thread j n + k holding entry (j, k); see
 /// sinkhorn(). Forward leaves each normalisation's output and divisor in `steps`, which holds 2 n n
 /// (iterations) numbers; `m` holds n n.
-template <class A, class Barrier>
+template <class A>
 __device__ A sinkhorn_backward(A value, A gradient, A* m, A* steps, int n, int iterations, A eps,
-                               const Barrier& barrier) {
+                               const sinkhorn_threads& threads) {
   const int thread = static_cast<int>(threadIdx.x), square = n * n;
   const bool inside = thread < square;
   const int own = inside ? thread : 0, j = own / n, k = own % n;
   // sum over the row or the column of this thread's entry
   const auto line_sum = [&](A v, bool row) {
     if (inside) m[own] = v;
-    barrier();
+    threads.wait();
     A sum = 0;
     for (int i = 0; i < n; ++i) sum += row ? m[j * n + i] : m[i * n + k];
-    barrier();
+    threads.wait();
     return sum;
   };
   if (inside) m[own] = value;
-  barrier();
+  threads.wait();
   A top = m[j * n];
   for (int i = 1; i < n; ++i) top = m[j * n + i] > top ? m[j * n + i] : top;
-  barrier();
+  threads.wait();
   const A e = exp(value - top), softmax = e / line_sum(e, true);
   A v = softmax + eps;
   const int count = 2 * iterations - 1;  // columns first and last
@@ -60,8 +74,9 @@ __device__ A sinkhorn_backward(A value, A gradient, A* m, A* steps, int n, int i
     v /= kappa;
     if (inside) steps[step * 2 * square + own] = v, steps[step * 2 * square + square + own] = kappa;
   }
-  for (int step = count - 1; step >= 0; --step) {  // each thread reads what it wrote
-    const A y = steps[step * 2 * square + own], kappa = steps[step * 2 * square + square + own];
+  for (int step = count - 1; step >= 0; --step) {  // each thread reads what it wrote, or nothing
+    const A y = inside ? steps[step * 2 * square + own] : A(0),
+            kappa = inside ? steps[step * 2 * square + square + own] : A(1);
     gradient = (gradient - line_sum(gradient * y, step % 2 == 1)) / kappa;
   }
   return softmax * (gradient - line_sum(gradient * softmax, true));
@@ -79,7 +94,7 @@ __global__ void __launch_bounds__(256)
   wait_for_previous_kernels();
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ A partial[8], m[most_streams * most_streams], sums[4];
+  __shared__ A partial[8], m[most_streams * most_streams];
   const std::int64_t t = blockIdx.x, width = in.x.extent[2];
   const int n = static_cast<int>(in.x.extent[1]), mixes = static_cast<int>(in.z.extent[1]),
             own = static_cast<int>(threadIdx.x);
@@ -99,16 +114,13 @@ __global__ void __launch_bounds__(256)
       dh[n + own] = 2 * widened<A>(up.dpost(t, own)) * p * (A(1) - p);
     }
   }
-  const int participants = (n * n + 31) / 32 * 32;
-  if (in.scale.extent[0] == 3 && own < participants) {
+  const sinkhorn_threads threads(n);
+  if (in.scale.extent[0] == 3 && threads.own()) {
     const bool inside = own < n * n;
     const A entry = inside ? h(2 * n + own) : A(0),
             gradient = inside ? widened<A>(up.dcomb(t, own / n, own % n)) : A(0);
-    const A result =
-        sinkhorn_backward(entry, gradient, m, reinterpret_cast<A*>(memory), n, in.sinkhorn_iters,
-                          static_cast<A>(in.eps), [participants] {
-                            asm volatile("barrier.sync.aligned 1, %0;" ::"r"(participants) : "memory");
-                          });
+    const A result = sinkhorn_backward(entry, gradient, m, reinterpret_cast<A*>(memory), n, in.sinkhorn_iters,
+                                       static_cast<A>(in.eps), threads);
     if (inside) dh[2 * n + own] = result;
   }
   __syncthreads();

@@ -18,6 +18,8 @@ namespace dsv4::detail {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define DSV4_SUMS_16(i) DSV4_SUMS_8(i), DSV4_SUMS_8(i + 8)
+#define DSV4_OPERANDS_4 "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#define DSV4_NUMBERS_4 "%0, %1, %2, %3"
 #define DSV4_OPERANDS_16 DSV4_SUMS_16(0)
 #define DSV4_NUMBERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define DSV4_OPERANDS_32 DSV4_OPERANDS_16, DSV4_SUMS_16(16)
@@ -109,8 +111,11 @@ struct wgmma_e4m3_registers {
   static constexpr int sums = N / 2;
   static __device__ __forceinline__ void run(float (&d)[sums], const std::uint32_t (&a)[4], std::uint64_t b,
                                              bool add) {
-    static_assert(N == 32 || N == 64 || N == 96 || N == 128);
-    if constexpr (N == 32)
+    static_assert(N == 8 || N == 32 || N == 64 || N == 96 || N == 128);
+    if constexpr (N == 8)
+      DSV4_WGMMA("m64n8k32.f32.e4m3.e4m3", 4, "{%4, %5, %6, %7}, %8, p, 1, 1", "%9", "r"(a[0]), "r"(a[1]),
+                 "r"(a[2]), "r"(a[3]), "l"(b));
+    else if constexpr (N == 32)
       DSV4_WGMMA("m64n32k32.f32.e4m3.e4m3", 16, "{%16, %17, %18, %19}, %20, p, 1, 1", "%21", "r"(a[0]),
                  "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
     else if constexpr (N == 64)
@@ -127,6 +132,8 @@ struct wgmma_e4m3_registers {
 
 #undef DSV4_SUMS_8
 #undef DSV4_SUMS_16
+#undef DSV4_OPERANDS_4
+#undef DSV4_NUMBERS_4
 #undef DSV4_OPERANDS_16
 #undef DSV4_NUMBERS_16
 #undef DSV4_OPERANDS_32
