@@ -119,8 +119,9 @@ struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
     std::memcpy(last, w.codes + j * w.stride + c, static_cast<std::size_t>(n));
     e4m3_table::look_up(w.tables[c / 128], _mm512_loadu_si512(last), to);
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const rows& w) {
-    if constexpr (R > 1) fetch_ahead<64 * R>(w.next + c * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const rows& w) {
+    if constexpr (R > 1) fetch_ahead<64>(w.next + c * R, j);
   }
   /// From the order in which look_up leaves them: the same.
   DSV4_LANE void order(__m512i (&)[2]) {}
@@ -179,8 +180,9 @@ struct rows<block_scaled<e2m1, 1, 32, Rule>, R> {
       if (n > 32 * v) to[v] = decode(group, w.shifts[j][c / 32 + v]);
     }
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const rows& w) {
-    if constexpr (R > 1) fetch_ahead<32 * R>(w.next + c / 2 * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const rows& w) {
+    if constexpr (R > 1) fetch_ahead<32>(w.next + c / 2 * R, j);
   }
   /// The word 8 a + b of a group is that of column 4 b + a.
   DSV4_LANE void order(__m512i (&v)[2]) {
@@ -204,7 +206,7 @@ struct packed_rows {
   const std::uint16_t* data;
   std::int64_t stride;
 
-  DSV4_LANE void prefetch(std::int64_t, const packed_rows&) {}
+  DSV4_LANE void prefetch(int, std::int64_t, const packed_rows&) {}
   DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t, const packed_rows& w, __m512i (&to)[1]) {
     to[0] = _mm512_loadu_si512(w.data + j * w.stride + c);
   }
@@ -250,12 +252,12 @@ DSV4_TARGET void dot_tile(const std::uint16_t* x, std::int64_t ldx, const Rows& 
   __m512 acc[RX][RW];
   DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < RW; ++j) acc[i][j] = L::zero(); }
   for (std::int64_t c = 0; c < k; c += 32 * vectors) {
-    Rows::prefetch(c, w);
     __m512i row[RX][vectors];
     DSV4_UNROLL for (int i = 0; i < RX; ++i) {
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) row[i][v] = _mm512_loadu_si512(x + i * ldx + c + 32 * v);
     }
     DSV4_UNROLL for (int j = 0; j < RW; ++j) {
+      Rows::prefetch(j, c, w);
       __m512i column[vectors];
       Rows::load(j, c, k - c, w, column);
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) {
