@@ -21,13 +21,20 @@ inline constexpr std::int64_t outer_gap = 4;
 /// Elements of scratch that one such block needs.
 inline constexpr std::int64_t outer_scratch = (outer_block + outer_width) * (outer_depth + outer_gap);
 
-/// Has the `bytes` from `at` on brought near, a multiple of 64. Products of few rows read each weight once,
-/// several rows of them side by side: the hardware does not see in time where those streams begin and end, so
-/// the kernels fetch one tile of rows ahead, in the order of addresses and at the pace of their reading.
+/// Has the part of row j, `Bytes` of the bytes from `at` on, brought near: whole lines, the first row of so
+/// many that fill one. Products of few rows read each weight once, several rows of them side by side: the
+/// hardware does not see in time where those streams begin and end, so the kernels fetch one tile of rows
+/// ahead, in the order of addresses and at the pace of their reading. Called row by row: lines asked for in
+/// bursts wait for each other, and all later instructions with them.
 template <int Bytes>
-inline void fetch_ahead(const void* at) {
-  static_assert(Bytes % 64 == 0);
-  DSV4_UNROLL for (int i = 0; i < Bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i);
+inline void fetch_ahead(const void* at, int j) {
+  static_assert(Bytes % 64 == 0 || 64 % Bytes == 0);
+  constexpr int rows = Bytes < 64 ? 64 / Bytes : 1;
+  if (j % rows == 0)
+    for (int i = 0; i < Bytes; i += 64)
+      __builtin_prefetch(static_cast<const char*>(at) + j * Bytes + i, 0, 2);
+  // GCC takes a function that does nothing but prefetch for one without effects, and drops its calls.
+  asm volatile("");
 }
 
 }  // namespace dsv4::detail

@@ -19,8 +19,9 @@ struct dense_rows {
   std::int64_t stride;
   const T* next = nullptr;
 
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const dense_rows& w) {
-    if constexpr (Tile > 0) fetch_ahead<Tile * lanes<T>::width* int{sizeof(T)}>(w.next + c * Tile);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const dense_rows& w) {
+    if constexpr (Tile > 0) fetch_ahead<lanes<T>::width* int{sizeof(T)}>(w.next + c * Tile, j);
   }
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const dense_rows& w, typename lanes<T>::vec (&to)[1]) {
     to[0] = lanes<T>::load(w.data + j * w.stride + c);
@@ -64,12 +65,12 @@ DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int6
   DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < RW; ++j) acc[i][j] = L::zero(); }
   std::int64_t c = 0;
   for (; c + step <= k; c += step) {
-    Rows::prefetch(c, w);
     typename L::vec row[RX][vectors];
     DSV4_UNROLL for (int i = 0; i < RX; ++i) {
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) row[i][v] = L::load(x + i * ldx + c + v * L::width);
     }
     DSV4_UNROLL for (int j = 0; j < RW; ++j) {
+      Rows::prefetch(j, c, w);
       typename L::vec column[vectors];
       Rows::load(j, c, w, column);
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) {

@@ -28,7 +28,7 @@ struct stored_rows {
                       stored_rows& to) {
     to.matrix = &m, to.row = r, to.column = c;
   }
-  DSV4_LANE void prefetch(std::int64_t, const stored_rows&) {}
+  DSV4_LANE void prefetch(int, std::int64_t, const stored_rows&) {}
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const stored_rows& w, __m256 (&to)[1]) {
     load(j, c, 8, w, to);
   }
@@ -61,8 +61,9 @@ struct stored_rows<bf16, R> {
       to[v] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(part), 16));
     }
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const stored_rows& w) {
-    if constexpr (R > 1) fetch_ahead<64 * R>(w.next + c * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const stored_rows& w) {
+    if constexpr (R > 1) fetch_ahead<64>(w.next + c * R, j);
   }
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const stored_rows& w, __m256 (&to)[4]) {
     widen(w.data + j * w.stride + c, to);
@@ -125,8 +126,9 @@ requires(Columns % 32 == 0) struct stored_rows<block_scaled<e4m3, Rows, Columns,
       }
     }
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const stored_rows& w) {
-    if constexpr (R > 1) fetch_ahead<32 * R>(w.next + c * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const stored_rows& w) {
+    if constexpr (R > 1) fetch_ahead<32>(w.next + c * R, j);
   }
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const stored_rows& w, __m256 (&to)[4]) {
     decode(w.codes + j * w.stride + c, w.scales[j][c / Columns], w.huge, to);
@@ -196,8 +198,9 @@ struct stored_rows<block_scaled<e2m1, 1, 32, Rule>, R> {
     const __m256 factor = _mm256_set1_ps(scale);
     DSV4_UNROLL for (int v = 0; v < 4; ++v) to[v] = _mm256_mul_ps(_mm256_castsi256_ps(values[v]), factor);
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const stored_rows& w) {
-    if constexpr (R > 1) fetch_ahead<16 * R>(w.next + c / 2 * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const stored_rows& w) {
+    if constexpr (R > 1) fetch_ahead<16>(w.next + c / 2 * R, j);
   }
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const stored_rows& w, __m256 (&to)[4]) {
     __m128i codes;

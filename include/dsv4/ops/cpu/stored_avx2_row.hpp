@@ -214,9 +214,10 @@ struct row_kernels {
           sum[i][0] = _mm256_mul_ps(sum[i][0], factor), sum[i][1] = _mm256_mul_ps(sum[i][1], factor);
         }
       for (std::int64_t left = std::min(block, n - b * block); left > 0; left -= D::columns) {
-        fetch_ahead<8 * int{step_bytes}>(next);
-        DSV4_UNROLL for (int i = 0; i < 4; ++i)
-            D::multiply_add(load_pair(codes + i * stride, stride), x, sum[i], top);
+        DSV4_UNROLL for (int i = 0; i < 4; ++i) {
+          fetch_ahead<2 * int{step_bytes}>(next, i);
+          D::multiply_add(load_pair(codes + i * stride, stride), x, sum[i], top);
+        }
         codes += step_bytes, next += 8 * step_bytes, x += 2 * D::columns;
       }
     }

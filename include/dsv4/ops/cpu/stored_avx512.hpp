@@ -27,7 +27,7 @@ struct stored_rows {
                       stored_rows& to) {
     to.matrix = &m, to.row = r, to.column = c;
   }
-  DSV4_LANE void prefetch(std::int64_t, const stored_rows&) {}
+  DSV4_LANE void prefetch(int, std::int64_t, const stored_rows&) {}
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const stored_rows& w, __m512 (&to)[1]) {
     load(j, c, 16, w, to);
   }
@@ -61,8 +61,9 @@ struct stored_rows<bf16, R> {
           _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, half), 16));
     }
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const stored_rows& w) {
-    if constexpr (R > 1) fetch_ahead<64 * R>(w.next + c * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const stored_rows& w) {
+    if constexpr (R > 1) fetch_ahead<64>(w.next + c * R, j);
   }
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const stored_rows& w, __m512 (&to)[2]) {
     widen(w.data + j * w.stride + c, to);
@@ -120,8 +121,9 @@ requires(Columns % 32 == 0) struct stored_rows<block_scaled<e4m3, Rows, Columns,
       to[1] = _mm512_mask_mov_ps(to[1], static_cast<__mmask16>(bits >> 16), quiet);
     }
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const stored_rows& w) {
-    if constexpr (R > 1) fetch_ahead<32 * R>(w.next + c * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const stored_rows& w) {
+    if constexpr (R > 1) fetch_ahead<32>(w.next + c * R, j);
   }
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const stored_rows& w, __m512 (&to)[2]) {
     decode(w.codes + j * w.stride + c, w.scales[j][c / Columns], w.huge, to);
@@ -178,8 +180,9 @@ struct stored_rows<block_scaled<e2m1, 1, 32, Rule>, R> {
     to[0] = _mm512_maskz_permutexvar_ps(0xffff, _mm512_maskz_srlv_epi32(0xffff, front, shift), table);
     to[1] = _mm512_maskz_permutexvar_ps(0xffff, _mm512_maskz_srlv_epi32(0xffff, back, shift), table);
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const stored_rows& w) {
-    if constexpr (R > 1) fetch_ahead<16 * R>(w.next + c / 2 * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const stored_rows& w) {
+    if constexpr (R > 1) fetch_ahead<16>(w.next + c / 2 * R, j);
   }
   DSV4_LANE void load(std::int64_t j, std::int64_t c, const stored_rows& w, __m512 (&to)[2]) {
     __m128i codes;

@@ -48,11 +48,15 @@ inline constexpr auto e4m3_codes = [] {
     codes[i] = static_cast<std::uint16_t>(__builtin_bit_cast(unsigned, element_values<e4m3>[i]) >> 16);
   return codes;
 }();
-/// The bf16 codes of E2M1, twice.
-inline constexpr auto e2m1_codes = [] {
-  std::array<std::uint16_t, 32> codes{};
-  for (unsigned i = 0; i < 32; ++i)
-    codes[i] = static_cast<std::uint16_t>(__builtin_bit_cast(unsigned, element_values<e2m1>[i]) >> 16);
+/// The bf16 codes of E2M1 times every scale that is not unusual, twice each. Zeros are all +0, which is as
+/// good in sums that begin with it.
+alignas(64) inline constexpr auto e2m1_codes = [] {
+  std::array<std::array<std::uint16_t, 32>, 256> codes{};
+  for (unsigned scale = 127 - 48; scale <= 127 + 48; ++scale)
+    for (unsigned i = 0; i < 32; ++i)
+      if (i % 8 != 0)
+        codes[scale][i] = static_cast<std::uint16_t>(
+            (__builtin_bit_cast(unsigned, element_values<e2m1>[i]) >> 16) + (scale - 127) * 128);
   return codes;
 }();
 
@@ -99,10 +103,9 @@ struct rows;
 template <int Rows, scale_rule Rule, int R>
 struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
   static constexpr int vectors = 2;
-  const std::uint8_t* codes;
-  std::int64_t stride;
+  const std::uint8_t *codes = nullptr, *next = nullptr;
+  std::int64_t stride = 0;
   e4m3_table tables[chunk / 128];
-  const std::uint8_t* next;
 
   /// `to` becomes rows [r, r + R), which share their scales, columns [c, c + n).
   DSV4_LANE void open(const auto& m, std::int64_t r, std::int64_t c, std::int64_t n, rows& to) {
@@ -110,6 +113,10 @@ struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
     to.next = m.row(r + R) + c * R;
     const e8m0* scales = m.row_scales(r) + c / 128;
     for (std::int64_t i = 0; i < (n + 127) / 128; ++i) e4m3_table::make(scales[i], to.tables[i]);
+  }
+  /// Step `i` of those from column c of row j on, which is a multiple of 128, all of whose columns there are.
+  DSV4_LANE void load_step(std::int64_t j, std::size_t c, int i, const rows& w, __m512i (&to)[2]) {
+    e4m3_table::look_up(w.tables[c / 128], _mm512_loadu_si512(w.codes + j * w.stride + c + 64 * i), to);
   }
   /// The n columns left, at most 64; zeros behind them.
   DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t n, const rows& w, __m512i (&to)[2]) {
@@ -119,8 +126,9 @@ struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
     std::memcpy(last, w.codes + j * w.stride + c, static_cast<std::size_t>(n));
     e4m3_table::look_up(w.tables[c / 128], _mm512_loadu_si512(last), to);
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const rows& w) {
-    if constexpr (R > 1) fetch_ahead<64 * R>(w.next + c * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const rows& w) {
+    if constexpr (R > 1) fetch_ahead<64>(w.next + c * R, j);
   }
   /// From the order in which look_up leaves them: the same.
   DSV4_LANE void order(__m512i (&)[2]) {}
@@ -129,29 +137,17 @@ struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
 template <scale_rule Rule, int R>
 struct rows<block_scaled<e2m1, 1, 32, Rule>, R> {
   static constexpr int vectors = 2;
-  const std::uint8_t* codes;
-  std::int64_t stride;
-  const std::uint8_t* next;
-  std::uint32_t shifts[R][chunk / 32];  ///< what the scale adds to a bf16 code, twice
+  const std::uint8_t *codes = nullptr, *next = nullptr;
+  const e8m0* scales = nullptr;
+  std::int64_t stride = 0, scale_stride = 0;
 
-  DSV4_LANE void open(const auto& m, std::int64_t r, std::int64_t c, std::int64_t n, rows& to) {
+  DSV4_LANE void open(const auto& m, std::int64_t r, std::int64_t c, std::int64_t, rows& to) {
     to.codes = m.row(r) + c / 2, to.stride = m.row_stride;
     to.next = m.row(r + R) + c / 2 * R;
-    for (int j = 0; j < R; ++j) {
-      const e8m0* scales = m.row_scales(r + j) + c / 32;
-      for (std::int64_t i = 0; i < (n + 31) / 32; i += 16) {
-        const auto there = static_cast<__mmask16>((1u << std::min<std::int64_t>((n + 31) / 32 - i, 16)) - 1);
-        const __m512i e = _mm512_maskz_cvtepu8_epi32(0xffff, _mm_maskz_loadu_epi8(there, scales + i));
-        const __m512i word = _mm512_maskz_slli_epi32(0xffff, _mm512_sub_epi32(e, _mm512_set1_epi32(127)), 7);
-        _mm512_storeu_si512(to.shifts[j] + i, _mm512_mask_mov_epi16(_mm512_maskz_slli_epi32(0xffff, word, 16),
-                                                                    0x55555555u, word));
-      }
-    }
+    to.scales = m.row_scales(r) + c / 32, to.scale_stride = m.row_scales(r + 1) - m.row_scales(r);
   }
-  DSV4_LANE __m512i decode(__m128i group, std::uint32_t shift) {
-    const __m512i base = _mm512_loadu_si512(e2m1_codes.data());
-    const __m512i table =
-        _mm512_mask_add_epi16(base, 0xfefefefeu, base, _mm512_set1_epi32(static_cast<int>(shift)));
+  DSV4_LANE __m512i decode(__m128i group, e8m0 scale) {
+    const __m512i table = _mm512_load_si512(e2m1_codes[scale.bits].data());
     // Every 128 bits get all 32 nibbles, four to a word, and shift another one down. The look-up reads five
     // bits of an index, hence its two copies.
     const __m512i nibble = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008,
@@ -160,12 +156,21 @@ struct rows<block_scaled<e2m1, 1, 32, Rule>, R> {
         0xffffffffu,
         _mm512_maskz_srlv_epi16(0xffffffffu, _mm512_maskz_broadcast_i32x4(0xffff, group), nibble), table);
   }
+  DSV4_LANE void load_step(std::int64_t j, std::size_t c, int i, const rows& w, __m512i (&to)[2]) {
+    const std::uint8_t* const codes = w.codes + j * w.stride + c / 2 + 32 * i;
+    const e8m0* const scales = w.scales + j * w.scale_stride + c / 32 + 2 * i;
+    DSV4_UNROLL for (int v = 0; v < 2; ++v) {
+      __m128i group;
+      std::memcpy(&group, codes + 16 * v, sizeof group);
+      to[v] = decode(group, scales[v]);
+    }
+  }
   DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t n, const rows& w, __m512i (&to)[2]) {
     if (n >= 64) [[likely]] {
       DSV4_UNROLL for (int v = 0; v < 2; ++v) {
         __m128i group;
         std::memcpy(&group, w.codes + j * w.stride + c / 2 + 16 * v, sizeof group);
-        to[v] = decode(group, w.shifts[j][c / 32 + v]);
+        to[v] = decode(group, w.scales[j * w.scale_stride + c / 32 + v]);
       }
       return;
     }
@@ -176,11 +181,12 @@ struct rows<block_scaled<e2m1, 1, 32, Rule>, R> {
     DSV4_UNROLL for (int v = 0; v < 2; ++v) {
       __m128i group;
       std::memcpy(&group, last + 16 * v, sizeof group);
-      if (n > 32 * v) to[v] = decode(group, w.shifts[j][c / 32 + v]);
+      if (n > 32 * v) to[v] = decode(group, w.scales[j * w.scale_stride + c / 32 + v]);
     }
   }
-  DSV4_LANE void prefetch([[maybe_unused]] std::int64_t c, [[maybe_unused]] const rows& w) {
-    if constexpr (R > 1) fetch_ahead<32 * R>(w.next + c / 2 * R);
+  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
+                          [[maybe_unused]] const rows& w) {
+    if constexpr (R > 1) fetch_ahead<32>(w.next + c / 2 * R, j);
   }
   /// The word 8 a + b of a group is that of column 4 b + a.
   DSV4_LANE void order(__m512i (&v)[2]) {
@@ -204,7 +210,7 @@ struct packed_rows {
   const std::uint16_t* data;
   std::int64_t stride;
 
-  DSV4_LANE void prefetch(std::int64_t, const packed_rows&) {}
+  DSV4_LANE void prefetch(int, std::int64_t, const packed_rows&) {}
   DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t, const packed_rows& w, __m512i (&to)[1]) {
     to[0] = _mm512_loadu_si512(w.data + j * w.stride + c);
   }
@@ -250,12 +256,12 @@ DSV4_TARGET void dot_tile(const std::uint16_t* x, std::int64_t ldx, const Rows& 
   __m512 acc[RX][RW];
   DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < RW; ++j) acc[i][j] = L::zero(); }
   for (std::int64_t c = 0; c < k; c += 32 * vectors) {
-    Rows::prefetch(c, w);
     __m512i row[RX][vectors];
     DSV4_UNROLL for (int i = 0; i < RX; ++i) {
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) row[i][v] = _mm512_loadu_si512(x + i * ldx + c + 32 * v);
     }
     DSV4_UNROLL for (int j = 0; j < RW; ++j) {
+      Rows::prefetch(j, c, w);
       __m512i column[vectors];
       Rows::load(j, c, k - c, w, column);
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv4/ops/cpu/gemm.hpp>
+#include <dsv4/ops/cpu/stored_amx.hpp>
 #include <dsv4/ops/cpu/stored_avx2.hpp>
 #include <dsv4/ops/cpu/stored_avx512.hpp>
 #include <dsv4/ops/cpu/stored_bf16.hpp>
@@ -13,6 +14,7 @@
 #include <memory>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace dsv4::detail {
 
@@ -106,28 +108,52 @@ bool bf16_products() {
 }
 
 #if DSV4_X86_KERNELS
-/// The products of stored_gemm_nt with x rows that begin(i) tells, rows(i) many, by bf16 kernels.
-template <class W, class X, class Begin, class Rows, class Weight>
+/// The products of stored_gemm_nt with x rows that first(i) tells, rows(i) many, by bf16 kernels: with
+/// `tiles` those of AMX.
+template <class W, class X, class First, class Rows, class Weight>
 void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
-                  const matrix_view<float>& y, const Begin& first, const Rows& rows, const Weight& weight) {
+                  const matrix_view<float>& y, const First& first, const Rows& rows, const Weight& weight,
+                  bool tiles = amx::available()) {
   const std::int64_t all = x.extent[0], o = y.extent[1], k = x.extent[1];
   const std::int64_t columns = avx512_bf16::packed_columns(k);
-  const std::unique_ptr<std::uint16_t[]> packed(new std::uint16_t[static_cast<std::size_t>(all * columns)]);
+  const std::unique_ptr<std::uint16_t[]> packed(
+      new std::uint16_t[static_cast<std::size_t>(amx::packed_elements(all, k))]);
   const std::unique_ptr<bool[]> strange(new bool[static_cast<std::size_t>(all)]);
-  p.parallel_for(all, 1 + 65536 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
-    avx512_bf16::pack<W, X>(x.rows(begin, end - begin), packed.get() + begin * columns,
-                            strange.get() + begin);
-  });
+  if (tiles) {
+    std::vector<std::pair<std::int64_t, std::int64_t>> blocks;  // first row, rows
+    for (std::int64_t i = 0; i < count; ++i)
+      for (std::int64_t r = 0; r < rows(i); r += amx::tile)
+        blocks.emplace_back(first(i) + r, std::min(amx::tile, rows(i) - r));
+    p.parallel_for(static_cast<std::int64_t>(blocks.size()), 1 + 4096 / (k + 1),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     std::unique_ptr<std::uint16_t[]> room(
+                         new std::uint16_t[static_cast<std::size_t>(amx::tile * columns)]);
+                     for (; begin < end; ++begin) {
+                       const auto [r, n] = blocks[static_cast<std::size_t>(begin)];
+                       amx::pack_block<W, X>(x.rows(r, n), room.get(), packed.get() + r * columns,
+                                             strange.get() + r);
+                     }
+                   });
+  } else {
+    p.parallel_for(all, 1 + 65536 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
+      avx512_bf16::pack<W, X>(x.rows(begin, end - begin), packed.get() + begin * columns,
+                              strange.get() + begin);
+    });
+  }
   for_each_block(
       p, count, o, k, rows,
       [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
-        thread_local const std::unique_ptr<std::uint16_t[]> scratch(
-            new std::uint16_t[stored_block_rows * avx512_bf16::scratch_stride]);
         const std::int64_t r0 = first(i) + n0;
         const storage_matrix<const W> w = weight(i).rows(o0, width);
         float* const out = y.data + r0 * y.stride[0] + o0;
-        if (k > 0)
+        if (k > 0 && tiles) {
+          thread_local const std::unique_ptr<amx::scratch> scratch(new amx::scratch);
+          amx::product<W>(packed.get() + r0 * columns, n, w, *scratch, out, y.stride[0]);
+        } else if (k > 0) {
+          thread_local const std::unique_ptr<std::uint16_t[]> scratch(
+              new std::uint16_t[stored_block_rows * avx512_bf16::scratch_stride]);
           avx512_bf16::product<W>(packed.get() + r0 * columns, n, w, scratch.get(), out, y.stride[0]);
+        }
         // Unusual rows again, in float. Which they are is a matter of their own numbers only.
         const auto again = [&](std::int64_t r, std::int64_t rs, std::int64_t j, std::int64_t js) {
           const std::unique_ptr<float[]> wide(
@@ -141,7 +167,8 @@ void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<c
           if (avx512_bf16::unusual(w.row_scales(j), W::scale_columns(k))) again(0, n, j, 1);
         for (std::int64_t r = 0; r < n; ++r)
           if (strange[static_cast<std::size_t>(r0 + r)]) again(r, 1, 0, width);
-      });
+      },
+      tiles ? amx::tile : 1);
 }
 #endif
 

@@ -47,7 +47,7 @@ struct stored_rows {
                    stored_rows& to) {
     to.matrix = &m, to.row = r, to.column = c;
   }
-  static void prefetch(std::int64_t, const stored_rows&) {}
+  static void prefetch(int, std::int64_t, const stored_rows&) {}
   static void load(std::int64_t j, std::int64_t c, const stored_rows& w, lanes<float>::vec (&to)[1]) {
     load(j, c, lanes<float>::width, w, to);
   }

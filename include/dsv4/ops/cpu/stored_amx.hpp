@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The products of stored_bf16.hpp on AMX tiles: sixteen rows of weights, decoded to bf16, times up to sixteen
+/// rows of inputs per instruction. One row costs as much as sixteen, so that decoding and memory are what
+/// products of few rows wait for.
+///
+/// Every element of y is one chain of sums over k in an order of its own, whatever else a tile holds: the same
+/// bits alone and in any batch. Subnormals are flushed as they are there; of unusual rows holds the same.
+#pragma once
+
+#include <dsv4/ops/cpu/stored_bf16.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#if DSV4_X86_KERNELS
+#include <cpuid.h>
+#endif
+#if DSV4_X86_KERNELS && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#if DSV4_X86_KERNELS
+
+namespace dsv4::detail::amx {
+
+#define DSV4_TARGET \
+  [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx2,fma")]] inline
+#define DSV4_LANE                                                                     \
+  [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx2,fma"), \
+    gnu::always_inline]] static inline
+
+/// Whether this machine has tiles of bf16, and the system lets this process use them: it has to be asked, for
+/// tiles make what it saves of a thread larger.
+inline bool available() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  static const bool has = [] {
+    constexpr unsigned bf16_and_tiles = 1u << 22 | 1u << 24;
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & bf16_and_tiles) == bf16_and_tiles &&
+           syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return has;
+#else
+  return false;
+#endif
+}
+
+/// Rows of a tile of weights, and of a block of inputs; columns that are decoded at a time, and how often so
+/// many before they are multiplied by many rows.
+inline constexpr std::int64_t tile = 16, piece = 128, pieces = 2;
+inline constexpr std::int64_t piece_stride = piece + 32;  ///< not a multiple of 4096 bytes
+/// Rows of inputs that one product takes, at most.
+inline constexpr std::int64_t most_rows = 192;
+
+/// What a product works in.
+struct scratch {
+  alignas(64) std::uint16_t weights[pieces * 2 * tile * piece_stride];
+  alignas(64) float sums[most_rows / tile][2 * tile][tile];
+};
+
+/// Elements of so many packed rows of inputs, and behind them what a tile reads too much.
+constexpr std::int64_t packed_elements(std::int64_t rows, std::int64_t k) {
+  return rows * avx512_bf16::packed_columns(k) + 2 * tile;
+}
+
+/// At most `tile` rows of inputs: pairs of columns, those of all rows side by side. `room` for as much.
+template <class W, class X>
+DSV4_TARGET void pack_block(const storage_matrix<const X>& x, std::uint16_t* room, std::uint16_t* to,
+                            bool* strange) {
+  const std::int64_t n = x.extent[0], columns = avx512_bf16::packed_columns(x.extent[1]);
+  if (n == 1) return avx512_bf16::pack<W, X>(x, to, strange);
+  avx512_bf16::pack<W, X>(x, room, strange);
+  for (std::int64_t c = 0; c < columns; c += 2)
+    for (std::int64_t r = 0; r < n; ++r) std::memcpy(to + c * n + 2 * r, room + r * columns + c, 4);
+}
+
+/// The shapes of all tiles: palette, first row, then bytes of a row and rows of each.
+struct alignas(64) configuration {
+  std::uint8_t palette = 1, start = 0, reserved[14] = {};
+  std::uint16_t bytes[16] = {};
+  std::uint8_t rows[16] = {};
+};
+
+// Assembly and not intrinsics: those of GCC 12 do not say that they read and write memory.
+#define DSV4_TILE_ZERO(t) asm volatile("tilezero %%tmm" #t ::)
+#define DSV4_TILE_LOAD(t, from, stride) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"(std::int64_t{stride}) : "memory")
+#define DSV4_TILE_STORE(t, to, stride) \
+  asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"(std::int64_t{stride}) : "memory")
+#define DSV4_TILE_MULTIPLY_ADD(sum, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+
+/// A tile of weights that is decoded piece by piece.
+template <class W>
+struct tile_rows {
+  using rows = avx512_bf16::rows<W, tile>;
+  rows opened;
+  std::int64_t first, count;
+  bool shared;  ///< their scales
+
+  /// Rows [j, j + n) of w.
+  DSV4_LANE void begin(std::int64_t j, std::int64_t n, const storage_matrix<const W>& w, tile_rows& t) {
+    t.first = j, t.count = n;
+    t.shared = avx512_bf16::rows_of_block<W>(w, j, n) == n;
+  }
+  /// Before the piece from column c on.
+  DSV4_LANE void open(const storage_matrix<const W>& w, std::int64_t c, tile_rows& t) {
+    if (c % avx512_bf16::chunk == 0)
+      rows::open(w, t.first, c, std::min(avx512_bf16::chunk, w.extent[1] - c), t.opened);
+  }
+  /// Rows [r, r + 4) of a whole piece; of the next tile a quarter of it is fetched meanwhile.
+  DSV4_LANE void decode_four(std::int64_t r, std::int64_t c, std::uint16_t* to, const tile_rows& t) {
+    constexpr int step = static_cast<int>(avx512_bf16::step), steps = static_cast<int>(piece) / step;
+    const auto within = static_cast<std::size_t>(c % avx512_bf16::chunk);
+    const std::uint8_t* ahead = t.opened.next + tile * W::row_bytes(within) + r * W::row_bytes(piece);
+    DSV4_UNROLL for (int a = 0; a < 4; ++a) {
+      DSV4_UNROLL for (int i = 0; i < steps; ++i) {
+        __m512i v[2];
+        rows::load_step(r + a, within, i, t.opened, v);
+        if (W::row_bytes(i * step) % 64 == 0)
+          fetch_ahead<64>(ahead + a * W::row_bytes(piece) + W::row_bytes(i * step), 0);
+        _mm512_store_si512(to + (r + a) * piece_stride + i * step, v[0]);
+        _mm512_store_si512(to + (r + a) * piece_stride + i * step + 32, v[1]);
+      }
+    }
+  }
+  /// Whether decode_four serves for n columns.
+  static bool whole(std::int64_t n, const tile_rows& t) {
+    return t.shared && t.count == tile && n == piece;
+  }
+  /// All rows of n columns, at most a piece.
+  DSV4_LANE void decode(const storage_matrix<const W>& w, std::int64_t c, std::int64_t n, std::uint16_t* to,
+                        const tile_rows& t) {
+    if (whole(n, t)) [[likely]] {
+      for (std::int64_t r = 0; r < tile; r += 4) decode_four(r, c, to, t);
+      return;
+    }
+    for (std::int64_t r = 0; r < t.count; ++r, to += piece_stride) {
+      avx512_bf16::rows<W, 1> one;
+      avx512_bf16::rows<W, 1>::open(w, t.first + r, c, n, one);
+      for (std::int64_t i = 0; i < n; i += avx512_bf16::step) {
+        __m512i v[2];
+        avx512_bf16::rows<W, 1>::load(0, i, n - i, one, v);
+        _mm512_store_si512(to + i, v[0]);
+        _mm512_store_si512(to + i + 32, v[1]);
+      }
+    }
+  }
+};
+
+/// Writes the sums of n rows of x, which are tiles in memory: y[i, j] = sums[i / tile][j][i % tile].
+DSV4_TARGET void write_sums(const scratch& s, std::int64_t g, std::int64_t n, std::int64_t rows, float* y,
+                            std::int64_t ldy) {
+  const __m512i down = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+  const auto there = static_cast<__mmask16>((1u << rows) - 1);
+  for (std::int64_t i = 0; i < n; ++i)
+    _mm512_mask_storeu_ps(y + i * ldy, there,
+                          _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, down,
+                                                   s.sums[i / tile][g * tile] + i % tile, 4));
+}
+
+/// product for at most a tile of rows: sums stay in one, and each piece is multiplied while the next is
+/// decoded.
+template <class W>
+DSV4_TARGET void few(const std::uint16_t* x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
+                     float* y, std::int64_t ldy) {
+  const std::int64_t o = w.extent[0], k = w.extent[1], pair_bytes = 4 * n, w_bytes = 2 * piece_stride;
+  tile_rows<W> t;
+  for (std::int64_t j = 0; j < o; j += tile) {
+    tile_rows<W>::begin(j, std::min(tile, o - j), w, t);
+    DSV4_TILE_ZERO(0);
+    std::uint16_t *decoded = s.weights + tile * piece_stride, *to = s.weights;
+    const std::uint16_t* pairs = x;  // of what is decoded and not multiplied yet
+    std::int64_t left = 0;           // steps of that
+    for (std::int64_t c = 0; c < k; c += piece) {
+      const std::int64_t depth = std::min(piece, k - c);
+      tile_rows<W>::open(w, c, t);
+      if (left == tile / 4 && tile_rows<W>::whole(depth, t)) [[likely]] {
+        for (std::int64_t i = 0; i < tile / 4; ++i) {
+          DSV4_TILE_LOAD(4, decoded + 32 * i, w_bytes);
+          DSV4_TILE_LOAD(6, pairs + 32 * n * i, pair_bytes);
+          tile_rows<W>::decode_four(4 * i, c, to, t);
+          DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+        }
+      } else {
+        tile_rows<W>::decode(w, c, depth, to, t);
+        for (std::int64_t i = 0; i < left; ++i) {
+          DSV4_TILE_LOAD(4, decoded + 32 * i, w_bytes);
+          DSV4_TILE_LOAD(6, pairs + 32 * n * i, pair_bytes);
+          DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+        }
+      }
+      std::swap(decoded, to);
+      pairs = x + c * n, left = avx512_bf16::packed_columns(depth) / 32;
+    }
+    for (std::int64_t i = 0; i < left; ++i) {
+      DSV4_TILE_LOAD(4, decoded + 32 * i, w_bytes);
+      DSV4_TILE_LOAD(6, pairs + 32 * n * i, pair_bytes);
+      DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+    }
+    DSV4_TILE_STORE(0, s.sums[0], 4 * tile);
+    write_sums(s, 0, n, t.count, y + j, ldy);
+  }
+}
+
+/// Adds `steps` steps of 32 columns, from column c on, to the sums of n rows of x and two tiles of weights.
+inline void multiply_pieces(const std::uint16_t* x, std::int64_t columns, std::int64_t c, std::int64_t n,
+                            std::int64_t steps, scratch& s) {
+  constexpr std::int64_t each = piece / 32, w_bytes = 2 * piece_stride, sum_bytes = 4 * tile;
+  for (std::int64_t b = 0; b * tile < n; b += 2) {
+    float(*const front)[tile] = s.sums[b];
+    float(*const back)[tile] = s.sums[b + 1];
+    // Where there is no second block the first one stands in for it.
+    const bool pair = (b + 1) * tile < n;
+    const std::int64_t rows = std::min(tile, n - b * tile);
+    const std::int64_t next = pair ? std::min(tile, n - (b + 1) * tile) : rows;
+    const std::uint16_t* left = x + b * tile * columns + c * rows;
+    const std::uint16_t* right = pair ? x + (b + 1) * tile * columns + c * next : left;
+    if (c == 0) {
+      DSV4_TILE_ZERO(0);
+      DSV4_TILE_ZERO(1);
+      DSV4_TILE_ZERO(2);
+      DSV4_TILE_ZERO(3);
+    } else {
+      DSV4_TILE_LOAD(0, front, sum_bytes);
+      DSV4_TILE_LOAD(1, front + tile, sum_bytes);
+      DSV4_TILE_LOAD(2, back, sum_bytes);
+      DSV4_TILE_LOAD(3, back + tile, sum_bytes);
+    }
+    for (std::int64_t i = 0; i < steps; ++i) {
+      const std::uint16_t* const w = s.weights + i / each * (2 * tile * piece_stride) + i % each * 32;
+      DSV4_TILE_LOAD(4, w, w_bytes);
+      DSV4_TILE_LOAD(6, left + 32 * i * rows, 4 * rows);
+      DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+      DSV4_TILE_LOAD(5, w + tile * piece_stride, w_bytes);
+      DSV4_TILE_MULTIPLY_ADD(1, 5, 6);
+      DSV4_TILE_LOAD(7, right + 32 * i * next, 4 * next);
+      DSV4_TILE_MULTIPLY_ADD(2, 4, 7);
+      DSV4_TILE_MULTIPLY_ADD(3, 5, 7);
+    }
+    DSV4_TILE_STORE(0, front, sum_bytes);
+    DSV4_TILE_STORE(1, front + tile, sum_bytes);
+    DSV4_TILE_STORE(2, back, sum_bytes);
+    DSV4_TILE_STORE(3, back + tile, sum_bytes);
+  }
+}
+
+/// product for more: a decoded part of two tiles of weights serves them all.
+template <class W>
+DSV4_TARGET void many(const std::uint16_t* x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
+                      float* y, std::int64_t ldy) {
+  const std::int64_t o = w.extent[0], k = w.extent[1];
+  for (std::int64_t j = 0; j < o; j += 2 * tile) {
+    tile_rows<W> t[2];
+    const int tiles = o - j > tile ? 2 : 1;
+    for (int g = 0; g < tiles; ++g)
+      tile_rows<W>::begin(j + g * tile, std::min(tile, o - j - g * tile), w, t[g]);
+    for (std::int64_t c = 0; c < k; c += pieces * piece) {
+      const std::int64_t depth = std::min(pieces * piece, k - c);
+      for (std::int64_t i = 0; i * piece < depth; ++i)
+        for (int g = 0; g < tiles; ++g) {
+          const std::int64_t at = c + i * piece;
+          tile_rows<W>::open(w, at, t[g]);
+          tile_rows<W>::decode(w, at, std::min(piece, k - at),
+                               s.weights + (2 * i + g) * tile * piece_stride, t[g]);
+        }
+      multiply_pieces(x, avx512_bf16::packed_columns(k), c, n, avx512_bf16::packed_columns(depth) / 32, s);
+    }
+    for (int g = 0; g < tiles; ++g) write_sums(s, g, n, t[g].count, y + j + g * tile, ldy);
+  }
+}
+
+/// y[n, o] = x[n, k] w[o, k]^T for n rows of inputs, at most most_rows, in blocks of pack_block, and k > 0.
+/// What it gives for unusual rows of x or w is of no meaning.
+template <class W>
+DSV4_TARGET void product(const std::uint16_t* x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
+                         float* y, std::int64_t ldy) {
+  configuration shapes;
+  for (int t = 0; t < 8; ++t) {
+    shapes.bytes[t] = static_cast<std::uint16_t>(t == 4 || t == 5 ? 64 : 4 * std::min(n, tile));
+    shapes.rows[t] = tile;
+  }
+  asm volatile("ldtilecfg %0" ::"m"(shapes));
+  if (n <= tile)
+    few<W>(x, n, w, s, y, ldy);
+  else
+    many<W>(x, n, w, s, y, ldy);
+  asm volatile("tilerelease" ::);
+}
+
+#undef DSV4_TILE_ZERO
+#undef DSV4_TILE_LOAD
+#undef DSV4_TILE_STORE
+#undef DSV4_TILE_MULTIPLY_ADD
+#undef DSV4_LANE
+#undef DSV4_TARGET
+
+}  // namespace dsv4::detail::amx
+#endif
