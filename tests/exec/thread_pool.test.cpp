@@ -134,7 +134,7 @@ TEST_CASE("exec::cpu: ranges cover all indices, are as long as the grain, and fe
           next = end;
         }
         CHECK(next == std::max<std::int64_t>(count, 0));
-        CHECK(static_cast<int>(ranges.size()) <= 4 * threads);
+        CHECK(static_cast<int>(ranges.size()) <= 8 * threads);
       }
   }
 }

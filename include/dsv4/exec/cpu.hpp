@@ -41,9 +41,9 @@ class cpu {
   void run_ranges(std::int64_t count, std::int64_t grain,
                   void (*body)(const void*, std::int64_t, std::int64_t), const void* of) const {
     if (count <= 0) return;
-    // Four ranges per thread balance uneven work; fewer when the ranges would be smaller than the grain.
+    // Eight ranges per thread balance uneven work; fewer when the ranges would be smaller than the grain.
     const std::int64_t ranges =
-        std::clamp<std::int64_t>(count / std::max<std::int64_t>(grain, 1), 1, 4 * std::int64_t{threads()});
+        std::clamp<std::int64_t>(count / std::max<std::int64_t>(grain, 1), 1, 8 * std::int64_t{threads()});
     pool_->run(ranges, [&](std::int64_t i) { body(of, count * i / ranges, count * (i + 1) / ranges); });
   }
 

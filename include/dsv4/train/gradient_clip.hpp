@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv4/core/expects.hpp>
+#include <dsv4/core/macros.hpp>
 #include <dsv4/exec/cpu.hpp>
 #include <dsv4/exec/reference.hpp>
 #include <dsv4/exec/transfer.hpp>
@@ -15,6 +16,9 @@
 #include <string>
 #include <type_traits>
 #include <vector>
+#if DSV4_X86_KERNELS
+#include <immintrin.h>
+#endif
 
 namespace dsv4 {
 
@@ -78,6 +82,31 @@ struct kernel<squared_norm<T>, exec::reference> {
   }
 };
 
+namespace detail {
+/// lane[i % 8] += x[i]^2 in the order of i; n a multiple of 8. Memory is the limit, and its own look-ahead
+/// too short.
+template <class T>
+void add_squares(const T* x, std::int64_t n, double (&lane)[8]) {
+  for (std::int64_t i = 0; i < n; i += 8) {
+    __builtin_prefetch(x + i + 1024);
+    for (int l = 0; l < 8; ++l) lane[l] += double(x[i + l]) * double(x[i + l]);
+  }
+}
+#if DSV4_X86_KERNELS
+/// The same bits in fewer instructions, so that more of memory is asked for at a time.
+[[gnu::target("avx2")]] inline void add_squares_avx2(const float* x, std::int64_t n, double (&lane)[8]) {
+  __m256d low = _mm256_loadu_pd(lane), high = _mm256_loadu_pd(lane + 4);
+  for (std::int64_t i = 0; i < n; i += 8) {
+    __builtin_prefetch(x + i + 1024);
+    const __m256d a = _mm256_cvtps_pd(_mm_loadu_ps(x + i)), b = _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4));
+    low = _mm256_add_pd(low, _mm256_mul_pd(a, a));
+    high = _mm256_add_pd(high, _mm256_mul_pd(b, b));
+  }
+  _mm256_storeu_pd(lane, low), _mm256_storeu_pd(lane + 4, high);
+}
+#endif
+}  // namespace detail
+
 template <class T>
 struct kernel<squared_norm<T>, exec::cpu> {
   using op = squared_norm<T>;
@@ -86,19 +115,24 @@ struct kernel<squared_norm<T>, exec::cpu> {
     p.parallel_for(sums.extent[0], 4, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t c = begin; c < end; ++c) {
         const T* const x = in.x.data + c * op::chunk;
-        const std::int64_t n = std::min(op::chunk, in.x.extent[0] - c * op::chunk);
+        const std::int64_t n = std::min(op::chunk, in.x.extent[0] - c * op::chunk), whole = n / 8 * 8;
         double lane[8] = {};  // so that compilers vectorise without reordering
-        std::int64_t i = 0;
-        for (; i + 8 <= n; i += 8) {
-          __builtin_prefetch(x + i + 1024);  // memory is the limit, and its own look-ahead too short
-          for (int l = 0; l < 8; ++l) lane[l] += double(x[i + l]) * double(x[i + l]);
-        }
-        for (int l = 0; i + l < n; ++l) lane[l] += double(x[i + l]) * double(x[i + l]);
+        add(x, whole, lane);
+        for (std::int64_t i = whole; i < n; ++i) lane[i % 8] += double(x[i]) * double(x[i]);
         sums(c) = ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
       }
     });
     out.sum(0) = 0;
     for (std::int64_t c = 0; c < sums.extent[0]; ++c) out.sum(0) += sums(c);
+  }
+
+ private:
+  static void add(const T* x, std::int64_t n, double (&lane)[8]) {
+#if DSV4_X86_KERNELS
+    if constexpr (std::is_same_v<T, float>)
+      if (__builtin_cpu_supports("avx2")) return detail::add_squares_avx2(x, n, lane);
+#endif
+    detail::add_squares(x, n, lane);
   }
 };
 
