@@ -42,8 +42,8 @@ namespace avx512 = portable;
 #endif
 
 /// Single-threaded kernels on raw row-major arrays, of one instruction set, which must be supported. What
-/// each computes, and of which arguments, is told in gemm_tile.hpp. A kernel is compiled where it is called:
-/// a program that needs one does not pay for all.
+/// each computes, and of which arguments, is told in gemm_tile.hpp and softmax_tile.hpp. A kernel is compiled
+/// where it is called: a program that needs one does not pay for all.
 template <class T>
 class cpu_kernels {
  public:
