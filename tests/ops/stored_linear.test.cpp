@@ -384,6 +384,155 @@ TEMPLATE_TEST_CASE("products are right under every pair of scales, in any batch"
   }
 }
 
+#if DSV4_X86_KERNELS
+
+namespace {
+
+/// The ways of bf16 products that this machine has: whether with tiles.
+template <class W>
+std::vector<bool> bf16_ways() {
+  std::vector<bool> ways;
+  if (detail::bf16_products<float, W, fp8_activation>()) {
+    ways.push_back(false);
+    if (detail::amx::available())
+      ways.push_back(true);
+    else
+      WARN("not tested: products on AMX tiles, which this machine or its system lacks");
+  } else {
+    WARN("not tested: products of bf16, which this machine lacks");
+  }
+  return ways;
+}
+
+/// Rows [offsets[g], offsets[g + 1]) of x times w, for all g.
+template <class W>
+std::vector<float> bf16_product(bool tiles, int threads, const storage_matrix<const fp8_activation>& x,
+                                const storage_matrix<const W>& w, const std::vector<std::int64_t>& offsets) {
+  const std::int64_t n = x.extent[0], o = w.extent[0];
+  // Behind the results one more, which has to stay.
+  std::vector<float> y(static_cast<std::size_t>(n * o) + 1, 77.f);
+  const auto begin = [&](std::int64_t g) { return offsets[static_cast<std::size_t>(g)]; };
+  detail::bf16_gemm_nt<W, fp8_activation>(
+      exec::cpu(threads), static_cast<std::int64_t>(offsets.size()) - 1, x,
+      matrix_view<float>(y.data(), n, o), begin, [&](std::int64_t g) { return begin(g + 1) - begin(g); },
+      [&](std::int64_t) { return w; }, tiles);
+  CHECK(y.back() == 77.f);
+  y.pop_back();
+  return y;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("both ways of bf16 products are near the reference", "[stored_linear]", fp8_weight, mxfp4,
+                   mxfp4_ocp) {
+  using W = TestType;
+  for (const bool tiles : bf16_ways<W>())
+    for (const std::int64_t n : {0, 1, 2, 3, 5, 9, 15, 16, 17, 33, 193})
+      for (const std::int64_t k : {0, 1, 7, 33, 63, 65, 127, 128, 129, 255, 257, 385, 2049, 2209})
+        for (const std::int64_t o : {1, 15, 16, 17, 33, 67}) {
+          if (n * k * o > 100000 && !(n == 17 && k == 2209 && o == 33)) continue;  // enough is enough
+          const stored<fp8_activation> x(n, k, 3, 1);
+          // The scales of fp8_weight change within a tile of rows.
+          const stored<W> w(o, k, 5, 2, 120);
+          const auto y = bf16_product<W>(tiles, 2, x.view, w.view, {0, n});
+          INFO("tiles " << tiles << ", n " << n << ", k " << k << ", o " << o);
+          CHECK(near_reference<float, W, fp8_activation>(x.view, w.view,
+                                                         matrix_view<const float>(y.data(), n, o)));
+        }
+}
+
+TEMPLATE_TEST_CASE(
+    "both ways of bf16 products have the same bits alone, in any batch or group, with any threads",
+    "[stored_linear]", fp8_weight, mxfp4, mxfp4_ocp) {
+  using W = TestType;
+  const std::int64_t rows = 212;
+  const std::pair<std::int64_t, std::int64_t> sizes[] = {{65, 75}, {300, 37}, {2209, 75}, {70, 1030}};
+  for (const bool tiles : bf16_ways<W>())
+    for (const auto& [k, o] : sizes) {
+      const stored<fp8_activation> x(rows, k, 1, 4);
+      const stored<W> w(o, k, 0, 5, 100);
+      const auto all = bf16_product<W>(tiles, 1, x.view, w.view, {0, rows});
+      for (const int threads : {1, 2, 4}) {
+        INFO("tiles " << tiles << ", k " << k << ", o " << o << ", threads " << threads);
+        for (const std::int64_t n : {1, 2, 3, 16, 17, 33, 193})
+          for (const std::int64_t first : {std::int64_t{0}, std::int64_t{1}, rows - n}) {
+            const auto some = bf16_product<W>(tiles, threads, x.view.rows(first, n), w.view, {0, n});
+            INFO("rows " << n << " from " << first);
+            CHECK(same_bits(some.data(), all.data() + first * o, n * o));
+          }
+        CHECK(bf16_product<W>(tiles, threads, x.view, w.view, {0, 0, 1, 8, 8, 24, 41, 210, rows}) == all);
+        for (const std::int64_t columns : {1, 17}) {
+          const auto some = bf16_product<W>(tiles, threads, x.view, w.view.rows(19, columns), {0, rows});
+          bool same = true;
+          for (std::int64_t t = 0; t < rows; ++t)
+            same = same && same_bits(some.data() + t * columns, all.data() + t * o + 19, columns);
+          CHECK(same);
+        }
+      }
+    }
+}
+
+TEMPLATE_TEST_CASE("both ways of bf16 products are right for NaN, zeros and unusual scales, in any batch",
+                   "[stored_linear]", fp8_weight, mxfp4, mxfp4_ocp) {
+  using W = TestType;
+  using X = fp8_activation;
+  const std::int64_t n = 37, o = 275, k = 300;
+  stored<X> x(n, k, 0, 3);
+  stored<W> w(o, k, 0, 2);
+  const auto scale = [&](auto& m, std::int64_t row, std::int64_t block, int bits) {
+    using F = typename std::decay_t<decltype(m.view)>::format;
+    const std::int64_t i = row / F::block_rows * F::scale_columns(k) + block;
+    m.scales[static_cast<std::size_t>(i)] = e8m0::from_bits(static_cast<std::uint8_t>(bits));
+  };
+  // The last scales that bf16 takes, the first that it does not, the ends of the range, and NaN.
+  const int some[] = {79, 78, 175, 176, 0, 254, 255};
+  for (int i = 0; i < 7; ++i) {
+    scale(x, 2 + 5 * i, i % 3, some[i]);
+    if (W::block_rows == 1) scale(w, 3 + 20 * i, i % W::scale_columns(k), some[i]);
+  }
+  if (W::block_rows > 1) scale(w, 0, 0, 79), scale(w, 128, 1, 78), scale(w, 256, 2, 255);
+  for (const std::int64_t c : {0, 131, 299}) {  // NaN codes, and rows of zeros
+    x.codes[static_cast<std::size_t>((4 + c % 7) * k + c)] = c % 2 ? 0xff : 0x7f;
+    if (!W::packed) w.codes[static_cast<std::size_t>((40 + c % 7) * k + c)] = c % 2 ? 0x7f : 0xff;
+  }
+  const std::int64_t row_bytes = W::row_bytes(k);
+  std::fill_n(x.codes.begin() + 20 * k, k, std::uint8_t{0});
+  std::fill_n(w.codes.begin() + 60 * row_bytes, row_bytes, std::uint8_t{0});
+  if (W::block_rows == 1)
+    for (std::int64_t b = 0; b < W::scale_columns(k); ++b) scale(w, 60, b, 0);
+
+  std::vector<float> want(static_cast<std::size_t>(n * o));
+  linear<float, space::host, W, X>::forward(exec::reference{}, {x.view, w.view},
+                                            {matrix_view<float>(want.data(), n, o)});
+  const auto dx = decoded<double, X>(x.view), dw = decoded<double, W>(w.view);
+  for (const bool tiles : bf16_ways<W>()) {
+    const auto all = bf16_product<W>(tiles, 2, x.view, w.view, {0, n});
+    for (std::int64_t t = 0; t < n; ++t) {
+      const auto one = bf16_product<W>(tiles, 1, x.view.rows(t, 1), w.view, {0, 1});
+      bool right = true, same = true;
+      for (std::int64_t j = 0; j < o; ++j) {
+        const auto at = static_cast<std::size_t>(t * o + j);
+        const float alone = one[static_cast<std::size_t>(j)];
+        same = same && (std::isnan(alone) ? std::isnan(all[at]) : same_bits(&alone, &all[at], 1));
+        double size = 0;
+        for (std::int64_t i = 0; i < k; ++i)
+          size += std::abs(dx[static_cast<std::size_t>(t * k + i)] * dw[static_cast<std::size_t>(j * k + i)]);
+        if (std::isnan(size))
+          right = right && std::isnan(all[at]);
+        else if (size < 0x1p127)  // beyond, floats may overflow on the way
+          // Where floats are subnormal each step loses up to 2^-149 instead of a share of the sum.
+          right = right &&
+                  std::abs(double(all[at]) - double(want[at])) <= double(k) * (0x1p-22 * size + 0x1p-149);
+      }
+      INFO("tiles " << tiles << ", row " << t);
+      CHECK(same);
+      CHECK(right);
+    }
+  }
+}
+
+#endif
+
 TEMPLATE_TEST_CASE("the smallest scale is 2^-127 in products, not zero", "[stored_linear]", fp8_weight,
                    mxfp4) {
   using W = TestType;

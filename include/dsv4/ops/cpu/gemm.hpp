@@ -42,8 +42,8 @@ namespace avx512 = portable;
 #endif
 
 /// Single-threaded kernels on raw row-major arrays, of one instruction set, which must be supported. What
-/// each computes, and of which arguments, is told in gemm_tile.hpp. A kernel is compiled where it is called:
-/// a program that needs one does not pay for all.
+/// each computes, and of which arguments, is told in gemm_tile.hpp and softmax_tile.hpp. A kernel is compiled
+/// where it is called: a program that needs one does not pay for all.
 template <class T>
 class cpu_kernels {
  public:
@@ -131,16 +131,19 @@ struct gemm_problem {
   std::int64_t ldy;
 };
 
+/// The rows of x that for_each_block gives to a kernel at once, at most.
+inline constexpr std::int64_t most_block_rows = 192;
+
 /// Calls body(i, n0, n, o0, width) for blocks of `n` rows of x and `width` rows of w that cover `count`
 /// products of rows(i) x `o`, spread over the threads. `at_once` rows of x cost a kernel as much as one.
 template <class Rows, class Body>
 void for_each_block(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k, const Rows& rows,
                     const Body& body, std::int64_t at_once = 1) {
   // A block of w, 64 rows of one chunk, stays in the second-level cache while the x rows of the block pass.
-  constexpr std::int64_t most_rows = 192;
+  // Those begin at a multiple of what a kernel takes at once, six where it works in registers.
   const std::int64_t multiple = at_once == 1 ? 6 : at_once;
   std::vector<std::int64_t> first(static_cast<std::size_t>(count) + 1, 0);  // the first task of each product
-  const auto row_blocks = [](std::int64_t n) { return (n + most_rows - 1) / most_rows; };
+  const auto row_blocks = [](std::int64_t n) { return (n + most_block_rows - 1) / most_block_rows; };
   // Few rows leave few blocks, which must suffice for the threads; what a block prepares of x it does once.
   const std::int64_t narrow = o >= 512 * std::int64_t{p.threads()} ? 64 : 16;
   const auto width = [&](std::int64_t n) -> std::int64_t {

@@ -113,6 +113,7 @@ struct lanes<double> {
 
 #define DSV4_TARGET [[gnu::target("avx2,fma,f16c")]] inline
 #include <dsv4/ops/cpu/gemm_tile.hpp>
+#include <dsv4/ops/cpu/softmax_tile.hpp>
 #undef DSV4_TARGET
 #undef DSV4_LANE
 

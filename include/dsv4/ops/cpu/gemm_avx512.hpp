@@ -118,6 +118,7 @@ struct lanes<double> {
 
 #define DSV4_TARGET [[gnu::target("avx512f,avx512dq,avx512vl,avx2,fma")]] inline
 #include <dsv4/ops/cpu/gemm_tile.hpp>
+#include <dsv4/ops/cpu/softmax_tile.hpp>
 #undef DSV4_TARGET
 #undef DSV4_LANE
 

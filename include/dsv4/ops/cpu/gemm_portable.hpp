@@ -85,6 +85,7 @@ struct lanes {
 #define DSV4_LANE static inline
 #define DSV4_TARGET inline
 #include <dsv4/ops/cpu/gemm_tile.hpp>
+#include <dsv4/ops/cpu/softmax_tile.hpp>
 #undef DSV4_TARGET
 #undef DSV4_LANE
 

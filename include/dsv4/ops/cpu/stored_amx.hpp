@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-/// The products of stored_bf16.hpp on AMX tiles: sixteen rows of weights, decoded to bf16, times up to sixteen
-/// rows of inputs per instruction. One row costs as much as sixteen, so that decoding and memory are what
-/// products of few rows wait for.
+/// The products of stored_bf16.hpp on AMX tiles: sixteen rows of weights, decoded to bf16, times up to
+/// sixteen rows of inputs per instruction. One row costs as much as sixteen, so that decoding and memory are
+/// what products of few rows wait for.
 ///
-/// Every element of y is one chain of sums over k in an order of its own, whatever else a tile holds: the same
-/// bits alone and in any batch. Subnormals are flushed as they are there; of unusual rows holds the same.
+/// Every element of y is one chain of sums over k in an order of its own, whatever else a tile holds: the
+/// same bits alone and in any batch. Subnormals are flushed as they are there; of unusual rows holds the
+/// same.
 #pragma once
 
 #include <dsv4/ops/cpu/stored_bf16.hpp>
@@ -127,9 +128,7 @@ struct tile_rows {
     }
   }
   /// Whether decode_four serves for n columns.
-  static bool whole(std::int64_t n, const tile_rows& t) {
-    return t.shared && t.count == tile && n == piece;
-  }
+  static bool whole(std::int64_t n, const tile_rows& t) { return t.shared && t.count == tile && n == piece; }
   /// All rows of n columns, at most a piece.
   DSV4_LANE void decode(const storage_matrix<const W>& w, std::int64_t c, std::int64_t n, std::uint16_t* to,
                         const tile_rows& t) {
@@ -153,12 +152,13 @@ struct tile_rows {
 /// Writes the sums of n rows of x, which are tiles in memory: y[i, j] = sums[i / tile][j][i % tile].
 DSV4_TARGET void write_sums(const scratch& s, std::int64_t g, std::int64_t n, std::int64_t rows, float* y,
                             std::int64_t ldy) {
-  const __m512i down = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+  const __m512i down =
+      _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
   const auto there = static_cast<__mmask16>((1u << rows) - 1);
   for (std::int64_t i = 0; i < n; ++i)
-    _mm512_mask_storeu_ps(y + i * ldy, there,
-                          _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, down,
-                                                   s.sums[i / tile][g * tile] + i % tile, 4));
+    _mm512_mask_storeu_ps(
+        y + i * ldy, there,
+        _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, down, s.sums[i / tile][g * tile] + i % tile, 4));
 }
 
 /// product for at most a tile of rows: sums stay in one, and each piece is multiplied while the next is
@@ -263,8 +263,8 @@ DSV4_TARGET void many(const std::uint16_t* x, std::int64_t n, const storage_matr
         for (int g = 0; g < tiles; ++g) {
           const std::int64_t at = c + i * piece;
           tile_rows<W>::open(w, at, t[g]);
-          tile_rows<W>::decode(w, at, std::min(piece, k - at),
-                               s.weights + (2 * i + g) * tile * piece_stride, t[g]);
+          tile_rows<W>::decode(w, at, std::min(piece, k - at), s.weights + (2 * i + g) * tile * piece_stride,
+                               t[g]);
         }
       multiply_pieces(x, avx512_bf16::packed_columns(k), c, n, avx512_bf16::packed_columns(depth) / 32, s);
     }

@@ -114,6 +114,7 @@ template <class W, class X, class First, class Rows, class Weight>
 void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
                   const matrix_view<float>& y, const First& first, const Rows& rows, const Weight& weight,
                   bool tiles = amx::available()) {
+  static_assert(amx::most_rows >= most_block_rows && most_block_rows % amx::tile == 0);
   const std::int64_t all = x.extent[0], o = y.extent[1], k = x.extent[1];
   const std::int64_t columns = avx512_bf16::packed_columns(k);
   const std::unique_ptr<std::uint16_t[]> packed(
