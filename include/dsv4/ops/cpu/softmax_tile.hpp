@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Exponentials over rows, written once for every vector instruction set. gemm_portable.hpp, gemm_avx2.hpp and
-/// gemm_avx512.hpp each include this file after gemm_tile.hpp, inside their own namespace; hence no include
-/// guard. Included alone it is empty.
+/// Exponentials over rows, written once for every vector instruction set. gemm_portable.hpp, gemm_avx2.hpp
+/// and gemm_avx512.hpp each include this file after gemm_tile.hpp, inside their own namespace; hence no
+/// include guard. Included alone it is empty.
 #if defined(DSV4_TARGET)
 
 /// One step of an online softmax over a row of scores: s[j] becomes e^(scale s[j] - top'), top' the larger of
