@@ -21,7 +21,7 @@ namespace conformance {
 using json = nlohmann::ordered_json;
 
 /// Raised whenever a value, a name or a rule of the suite changes.
-inline constexpr std::string_view suite_version = "1.0.2";
+inline constexpr std::string_view suite_version = "1.0.3";
 
 /// What an engine computes and stores intermediate values in.
 enum class precision { f64, f32, bf16 };
