@@ -174,6 +174,13 @@ DSV4_TARGET void few(const std::uint16_t* x, std::int64_t n, const storage_matri
     std::uint16_t *decoded = s.weights + tile * piece_stride, *to = s.weights;
     const std::uint16_t* pairs = x;  // of what is decoded and not multiplied yet
     std::int64_t left = 0;           // steps of that
+    const auto multiply_left = [&] {
+      for (std::int64_t i = 0; i < left; ++i) {
+        DSV4_TILE_LOAD(4, decoded + 32 * i, w_bytes);
+        DSV4_TILE_LOAD(6, pairs + 32 * n * i, pair_bytes);
+        DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+      }
+    };
     for (std::int64_t c = 0; c < k; c += piece) {
       const std::int64_t depth = std::min(piece, k - c);
       tile_rows<W>::open(w, c, t);
@@ -186,20 +193,12 @@ DSV4_TARGET void few(const std::uint16_t* x, std::int64_t n, const storage_matri
         }
       } else {
         tile_rows<W>::decode(w, c, depth, to, t);
-        for (std::int64_t i = 0; i < left; ++i) {
-          DSV4_TILE_LOAD(4, decoded + 32 * i, w_bytes);
-          DSV4_TILE_LOAD(6, pairs + 32 * n * i, pair_bytes);
-          DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
-        }
+        multiply_left();
       }
       std::swap(decoded, to);
       pairs = x + c * n, left = avx512_bf16::packed_columns(depth) / 32;
     }
-    for (std::int64_t i = 0; i < left; ++i) {
-      DSV4_TILE_LOAD(4, decoded + 32 * i, w_bytes);
-      DSV4_TILE_LOAD(6, pairs + 32 * n * i, pair_bytes);
-      DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
-    }
+    multiply_left();
     DSV4_TILE_STORE(0, s.sums[0], 4 * tile);
     write_sums(s, 0, n, t.count, y + j, ldy);
   }
