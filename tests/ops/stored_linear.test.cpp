@@ -348,11 +348,36 @@ TEMPLATE_TEST_CASE("a NaN scale makes NaN of the products that meet it, and of n
   }
 }
 
+namespace {
+
+/// Row t of products alone, `one`, has the bits that it has in `all`, and is as near to `want` as floats are
+/// to the product of dx and dw. Where floats are subnormal each step loses up to 2^-149 instead of a share of
+/// the sum.
+void check_row(std::int64_t t, const std::vector<float>& one, const std::vector<float>& all,
+               const std::vector<float>& want, const std::vector<double>& dx, const std::vector<double>& dw) {
+  const auto o = one.size(), k = dw.size() / o, row = static_cast<std::size_t>(t);
+  bool right = true, same = true;
+  for (std::size_t j = 0; j < o; ++j) {
+    const std::size_t at = row * o + j;
+    same = same && (std::isnan(one[j]) ? std::isnan(all[at]) : same_bits(&one[j], &all[at], 1));
+    double size = 0;
+    for (std::size_t i = 0; i < k; ++i) size += std::abs(dx[row * k + i] * dw[j * k + i]);
+    if (std::isnan(size))
+      right = right && std::isnan(all[at]);
+    else if (size < 0x1p127)  // beyond, floats may overflow on the way
+      right =
+          right && std::abs(double(all[at]) - double(want[at])) <= double(k) * (0x1p-22 * size + 0x1p-149);
+  }
+  CHECK(same);
+  CHECK(right);
+}
+
+}  // namespace
+
 TEMPLATE_TEST_CASE("products are right under every pair of scales, in any batch", "[stored_linear]",
                    fp8_weight, mxfp4) {
   using W = TestType;
   using op = linear<float, space::host, W, fp8_activation>;
-  // Where floats are subnormal each step loses up to 2^-149 instead of a share of the sum.
   const std::int64_t n = 12, o = 255, k = 70;
   stored<W> w(o, k, 0, 2);
   stored<fp8_activation> x(n, k, 0, 3);
@@ -364,23 +389,11 @@ TEMPLATE_TEST_CASE("products are right under every pair of scales, in any batch"
   std::vector<float> all(static_cast<std::size_t>(n * o)), want = all, one(static_cast<std::size_t>(o));
   op::forward(exec::cpu(2), {x.view, w.view}, {matrix_view<float>(all.data(), n, o)});
   op::forward(exec::reference{}, {x.view, w.view}, {matrix_view<float>(want.data(), n, o)});
+  const auto dx = decoded<double, fp8_activation>(x.view), dw = decoded<double, W>(w.view);
   for (std::int64_t t = 0; t < n; ++t) {
     op::forward(exec::cpu(2), {x.view.rows(t, 1), w.view}, {matrix_view<float>(one.data(), 1, o)});
-    bool right = true, same = true;
-    for (std::int64_t j = 0; j < o; ++j) {
-      const auto at = static_cast<std::size_t>(t * o + j);
-      const float alone = one[static_cast<std::size_t>(j)];
-      same = same && (std::isnan(alone) ? std::isnan(all[at]) : same_bits(&alone, &all[at], 1));
-      double size = 0;
-      for (std::int64_t i = 0; i < k; ++i)
-        size += std::abs(to_double(x.view(t, i)) * to_double(w.view(j, i)));
-      if (!(size < 0x1p127)) continue;  // floats may overflow on the way
-      const double bound = double(k) * (0x1p-22 * size + 0x1p-149);
-      right = right && std::abs(double(all[at]) - double(want[at])) <= bound;
-    }
     INFO("row " << t);
-    CHECK(same);
-    CHECK(right);
+    check_row(t, one, all, want, dx, dw);
   }
 }
 
@@ -509,24 +522,8 @@ TEMPLATE_TEST_CASE("both ways of bf16 products are right for NaN, zeros and unus
     const auto all = bf16_product<W>(tiles, 2, x.view, w.view, {0, n});
     for (std::int64_t t = 0; t < n; ++t) {
       const auto one = bf16_product<W>(tiles, 1, x.view.rows(t, 1), w.view, {0, 1});
-      bool right = true, same = true;
-      for (std::int64_t j = 0; j < o; ++j) {
-        const auto at = static_cast<std::size_t>(t * o + j);
-        const float alone = one[static_cast<std::size_t>(j)];
-        same = same && (std::isnan(alone) ? std::isnan(all[at]) : same_bits(&alone, &all[at], 1));
-        double size = 0;
-        for (std::int64_t i = 0; i < k; ++i)
-          size += std::abs(dx[static_cast<std::size_t>(t * k + i)] * dw[static_cast<std::size_t>(j * k + i)]);
-        if (std::isnan(size))
-          right = right && std::isnan(all[at]);
-        else if (size < 0x1p127)  // beyond, floats may overflow on the way
-          // Where floats are subnormal each step loses up to 2^-149 instead of a share of the sum.
-          right = right &&
-                  std::abs(double(all[at]) - double(want[at])) <= double(k) * (0x1p-22 * size + 0x1p-149);
-      }
       INFO("tiles " << tiles << ", row " << t);
-      CHECK(same);
-      CHECK(right);
+      check_row(t, one, all, want, dx, dw);
     }
   }
 }
