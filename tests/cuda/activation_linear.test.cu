@@ -181,6 +181,72 @@ void check_grouped(std::int64_t rows, std::int64_t experts, std::int64_t inner, 
   CHECK(same_bytes(got_h, h.fetch()));
 }
 
+/// Weights and rows of x whose scales are far from 1, together or against each other; sums in double decide.
+void check_scales(std::int64_t rows, std::int64_t experts, std::int64_t inner, std::int64_t columns) {
+  INFO(rows << " rows of " << experts << ", " << inner << " x " << columns);
+  constexpr std::int64_t block = mxfp4::block_columns;
+  constexpr std::uint8_t far[] = {0, 1, 20, 127, 200, 252, 255};
+  stored<mxfp4> w(experts, columns, inner, 2);
+  for (std::int64_t i = 0; i < w.scales.size(); ++i) {
+    const std::int64_t row = i / (inner / block), at = i % (inner / block);
+    std::uint8_t code = far[row % 6];                     // of all of a row,
+    if (row % 7 == 3 && at % 2) code = far[row / 7 % 6];  // of every other block,
+    if (row % 5 == 4 && at == row % 3) code = far[6];     // NaN
+    w.scales.host[i] = e8m0::from_bits(code);
+  }
+  copy_elements(gpu().stream(), w.scales.host.data(), w.scales.device.data(), w.scales.size());
+  auto x = random<bf16>(rows * inner, 1);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t i = 0; i < inner; ++i)
+      x.host[r * inner + i] = bf16(float(x.host[r * inner + i]) * (r % 3 == 1   ? 0x1p100f
+                                                                   : r % 3 == 2 ? 0x1p-20f
+                                                                                : 1.f));
+  copy_elements(gpu().stream(), x.host.data(), x.device.data(), x.size());
+  buffer<std::int64_t> ends(experts + 1);
+  for (std::int64_t e = 0; e <= experts; ++e) ends[e] = rows * e / experts;
+  twin<std::int64_t> offsets(std::move(ends));
+  auto y = poison<bf16>(rows * columns);
+  const auto got = run_twice(y, [&] {
+    grouped_activation_linear<bf16, D, mxfp4, fp8_activation>::forward(
+        gpu(), work(), {x.d(rows, inner), offsets.d(experts + 1), w.d_stack()}, {y.d(rows, columns)});
+  });
+
+  buffer<std::uint8_t> x_codes(rows * inner);
+  buffer<e8m0> x_scales(rows * fp8_activation::scale_columns(inner));
+  const block_scaled_matrix<fp8_activation> rounded(x_codes.data(), x_scales.data(), rows, inner);
+  const auto wide = widened(x.host);
+  quantise<fp8_activation, float>::forward(exec::reference{}, {wide.as(rows, inner)}, {rounded});
+  std::int64_t wrong = 0, numbers = 0;
+  for (std::int64_t e = 0; e < experts; ++e)
+    for (std::int64_t r = offsets.host[e]; r < offsets.host[e + 1]; ++r)
+      for (std::int64_t c = 0; c < columns; ++c) {
+        const auto& m = w.host_table[e];
+        double sum = 0, all = 0, largest = 0;  // of all terms; the largest of every block
+        for (std::int64_t b = 0; b < inner; b += block) {
+          double most = 0;
+          for (std::int64_t i = b; i < b + block; ++i) {
+            const double term = double(float(mxfp4::get(m.row(c), i))) * float(m.row_scales(c)[i / block]) *
+                                float(rounded(r, i));
+            sum += term, all += std::abs(term), most = std::fmax(most, std::abs(term));
+          }
+          largest += most;
+        }
+        const double is = double(got[r * columns + c]);
+        if (std::isnan(sum)) {
+          wrong += !std::isnan(is);
+        } else if (all < 0x1p126) {  // no partial sum overflows
+          // A product of 32 channels keeps 13 bits below its largest term. The smallest step of bf16 is
+          // 2^-133, of float 2^-149.
+          const double limit = tolerance<bf16>(double(inner)) * std::abs(sum) +
+                               0x1p-23 * double(inner) * all + double(block) * 0x1p-13 * largest + 0x1p-133;
+          wrong += !(std::abs(is - sum) <= limit);
+          ++numbers;
+        }
+      }
+  CHECK(wrong == 0);
+  CHECK(numbers > rows * columns / 3);
+}
+
 }  // namespace
 
 TEST_CASE("activation_linear, pairs and gates: cuda equals the ops they are rows of") {
@@ -207,4 +273,9 @@ TEST_CASE("grouped_activation_linear and grouped_gated_linear: cuda equals the o
   // So many columns that a warpgroup has 64 rows of weights at a time.
   check_grouped<mxfp4, fp8_activation>(6, 48, 512, 1500, true);
   check_grouped<mxfp4, fp8_activation>(6, 48, 768, 1476, true, 1);
+}
+
+TEST_CASE("grouped_activation_linear: scales at the ends of their range") {
+  check_scales(6, 12, 512, 1500);  // rows on their own
+  check_scales(40, 2, 512, 300);   // tiles of rows
 }
