@@ -231,18 +231,19 @@ class tokenizer {
   void read_added(const place& entry) {
     entry.check_keys({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
     for (const char* unsupported : {"single_word", "lstrip", "rstrip"}) entry[unsupported].expect(false);
-    const std::string& content = entry["content"].text();
+    const place text = entry["content"];
+    const std::string& content = text.text();
     const std::int32_t id = entry["id"].id();
-    if (content.empty()) entry["content"].refuse("a text");
+    if (content.empty()) text.refuse("a text");
     if (const auto there = this->id(content); !there) {
       new_token(entry["id"], content).bytes = content;
     } else if (*there != id) {
       entry["id"].refuse("the id " + std::to_string(*there) + " that the vocabulary has for it");
     } else if (bytes(id) != content) {
-      entry["content"].refuse("no token that stands for other bytes in the vocabulary");
+      text.refuse("no token that stands for other bytes in the vocabulary");
     }
     token& made = tokens_[static_cast<std::size_t>(id)];
-    if (!added_.insert(id).second) entry["content"].refuse("each added token once");
+    if (!added_.insert(id).second) text.refuse("each added token once");
     made.special = entry["special"].flag();
     (entry["normalized"].flag() ? normalized_ : raw_).add(content, id);
   }
@@ -277,14 +278,15 @@ class tokenizer {
         if (std::exchange(text_seen, true)) part.refuse("the text once");
         return;
       }
-      const std::string& name = special["id"].text();
+      const place id = special["id"];
+      const std::string& name = id.text();
       const place table = p["special_tokens"];
       if (!table.value().is_object()) table.refuse("an object");
       const place entry = table[name.c_str()];
       entry.check_keys({"id", "ids", "tokens"});
-      entry["ids"].for_each([&](const place& id) {
-        if (!contains(id.id())) id.refuse("the id of a token");
-        (text_seen ? suffix_ : prefix_).push_back(id.id());
+      entry["ids"].for_each([&](const place& number) {
+        if (!contains(number.id())) number.refuse("the id of a token");
+        (text_seen ? suffix_ : prefix_).push_back(number.id());
       });
     });
     if (!text_seen) p["single"].refuse("a template with the text in it");
