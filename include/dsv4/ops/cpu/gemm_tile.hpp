@@ -91,6 +91,12 @@ DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int6
       }
     }
   }
+  if constexpr (L::reduces_rows && RW == 4 && RX % 2 == 0) {
+    DSV4_UNROLL for (int i = 0; i + 4 <= RX; i += 4)
+        L::reduce4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3], y + i * ldy, ldy, add);
+    if constexpr (RX % 4 == 2) L::reduce4(acc[RX - 2], acc[RX - 1], y + (RX - 2) * ldy, ldy, add);
+    return;
+  }
   DSV4_UNROLL for (int i = 0; i < RX; ++i) {
     T* out = y + i * ldy;
     if constexpr (RW % 4 == 0) {
