@@ -42,7 +42,8 @@ template <class vec>
 [[gnu::always_inline]] inline float fma_chains() {
   vec a[chains];
   const vec m = vec{} + 0.5f;
-  _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) a[j] = vec{} + static_cast<float>(j);
+  // Not 1, which 1 * m + m leaves as it is: a compiler drops such a chain.
+  _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) a[j] = vec{} + static_cast<float>(j + 2);
   for (std::int64_t i = 0; i < rounds; ++i)
     _Pragma("GCC unroll 12") for (int j = 0; j < chains; ++j) a[j] = a[j] * m + m;
   float out = 0;

@@ -66,11 +66,13 @@ class cpu_kernels {
     pick(&portable::gemm_outer<T, true>, &avx2::gemm_outer<T, true>, &avx512::gemm_outer<T, true>)(a...);
   }
   /// gemm_nn or, when `Transposed`, gemm_tn for blocks of large matrices, m at most outer_block; scratch of
-  /// outer_scratch elements.
-  template <bool Transposed, class... A>
-  void block(const A&... a) const {
+  /// outer_scratch elements; `next` is needed soon.
+  template <bool Transposed>
+  void block(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
+             std::int64_t n, T* c, std::int64_t ldc, bool add, T* scratch,
+             const outer_next<T>& next = {}) const {
     pick(&portable::gemm_outer_block<T, Transposed>, &avx2::gemm_outer_block<T, Transposed>,
-         &avx512::gemm_outer_block<T, Transposed>)(a...);
+         &avx512::gemm_outer_block<T, Transposed>)(a, lda, m, b, ldb, k, n, c, ldc, add, scratch, next);
   }
   /// c[n] = sum_m a[m] max(0, b[m, n])
   template <class... A>
@@ -224,7 +226,7 @@ void gemm_outer(const exec::cpu& p, std::int64_t n, bool add, const std::vector<
   const auto count = static_cast<std::int64_t>(problems.size());
   const auto blocks_of = [](std::int64_t extent, std::int64_t most) { return (extent + most - 1) / most; };
   std::vector<std::int64_t> first(static_cast<std::size_t>(count) + 1, 0);  // the first task of each product
-  std::int64_t width = 4 * outer_width, work = 0;
+  std::int64_t width = 8 * outer_width, work = 0;
   for (;; width /= 2) {  // narrower blocks where they would be too few for the threads
     work = 0;
     for (std::int64_t i = 0; i < count; ++i) {
@@ -238,25 +240,38 @@ void gemm_outer(const exec::cpu& p, std::int64_t n, bool add, const std::vector<
   }
   const std::int64_t tasks = first.back();
   if (tasks == 0) return;
+  struct place {
+    std::int64_t i0, m, j0;
+  };
+  // The block of a task; `of` is the product of an earlier task and becomes that of this one.
+  const auto place_of = [&](std::int64_t task, std::int64_t& of) {
+    while (task >= first[static_cast<std::size_t>(of) + 1]) ++of;
+    const std::int64_t within = task - first[static_cast<std::size_t>(of)], all = problem(of).m;
+    const std::int64_t blocks = blocks_of(all, outer_block);
+    // Blocks of equal height, in whole register tiles.
+    const std::int64_t height = (blocks_of(all, blocks) + 5) / 6 * 6, i0 = within % blocks * height;
+    return place{i0, std::min(height, all - i0), within / blocks * width};
+  };
   p.parallel_for(tasks, 1 + (std::int64_t{1} << 16) / std::max<std::int64_t>(work / tasks, 1),
                  [&](std::int64_t begin, std::int64_t end) {
                    // Kept between calls: fresh memory of this size costs page faults every time.
                    thread_local buffer<T> scratch(outer_scratch);
                    auto i = std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
                    for (std::int64_t task = begin; task < end; ++task) {
-                     while (task >= first[static_cast<std::size_t>(i) + 1]) ++i;
+                     const place at = place_of(task, i);
+                     if (at.m <= 0) continue;
+                     outer_next<T> next;
+                     if (task + 1 < end) {
+                       std::int64_t of = i;
+                       const place then = place_of(task + 1, of);
+                       const outer_problem<T>& h = problem(of);
+                       next = {h.b + then.j0, h.c + then.i0 * h.ldc + then.j0, h.ldb, h.k, h.ldc, then.m};
+                     }
                      const outer_problem<T>& g = problem(i);
-                     const std::int64_t within = task - first[static_cast<std::size_t>(i)];
-                     const std::int64_t blocks = blocks_of(g.m, outer_block);
-                     // Blocks of equal height, in whole register tiles.
-                     const std::int64_t height = (blocks_of(g.m, blocks) + 5) / 6 * 6;
-                     const std::int64_t i0 = within % blocks * height, j0 = within / blocks * width;
-                     const std::int64_t m = std::min(height, g.m - i0);
-                     if (m <= 0) continue;
-                     const T* a = Transposed ? g.a + i0 : g.a + i0 * g.lda;
-                     kernels.template block<Transposed>(a, g.lda, m, g.b + j0, g.ldb, g.k,
-                                                        std::min(width, n - j0), g.c + i0 * g.ldc + j0, g.ldc,
-                                                        add, scratch.data());
+                     const T* const a = Transposed ? g.a + at.i0 : g.a + at.i0 * g.lda;
+                     kernels.template block<Transposed>(
+                         a, g.lda, at.m, g.b + at.j0, g.ldb, g.k, std::min(width, n - at.j0),
+                         g.c + at.i0 * g.ldc + at.j0, g.ldc, add, scratch.data(), next);
                    }
                  });
 }

@@ -27,6 +27,7 @@ struct lanes<float> {
   static constexpr int width = 8;
   static constexpr int tile_rows = 3, outer_rows = 6, outer_vectors = 2;
   static constexpr std::int64_t outer_depth = 256;
+  static constexpr bool reduces_rows = false;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+x"(v)); }
   DSV4_LANE vec zero() { return _mm256_setzero_ps(); }
@@ -81,6 +82,7 @@ struct lanes<double> {
   static constexpr int width = 4;
   static constexpr int tile_rows = 3, outer_rows = 6, outer_vectors = 2;
   static constexpr std::int64_t outer_depth = 256;
+  static constexpr bool reduces_rows = false;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+x"(v)); }
   DSV4_LANE vec zero() { return _mm256_setzero_pd(); }

@@ -28,6 +28,7 @@ struct lanes<float> {
   static constexpr int width = 16;
   static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
+  static constexpr bool reduces_rows = true;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
   DSV4_LANE vec zero() { return _mm512_setzero_ps(); }
@@ -70,8 +71,47 @@ struct lanes<float> {
     return _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs));
   }
   DSV4_LANE void reduce4(vec a, vec b, vec c, vec d, float* y, bool add) {
-    const __m128 sum = _mm_hadd_ps(_mm_hadd_ps(fold(a), fold(b)), _mm_hadd_ps(fold(c), fold(d)));
+    put(_mm_hadd_ps(_mm_hadd_ps(fold(a), fold(b)), _mm_hadd_ps(fold(c), fold(d))), y, add);
+  }
+  DSV4_LANE void put(__m128 sum, float* y, bool add) {
     _mm_storeu_ps(y, add ? _mm_add_ps(_mm_loadu_ps(y), sum) : sum);
+  }
+  /// The steps of reduce4's tree for several vectors at once: a's halves, and b's, added ...
+  DSV4_LANE vec add_halves(vec a, vec b) {
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b),
+                         _mm512_maskz_shuffle_f32x4(0xffff, a, b, _MM_SHUFFLE(1, 0, 3, 2)));
+  }
+  /// ... the quarters of four such halves ...
+  DSV4_LANE vec add_quarters(vec a, vec b) {
+    return _mm512_add_ps(_mm512_maskz_shuffle_f32x4(0xffff, a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+                         _mm512_maskz_shuffle_f32x4(0xffff, a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+  }
+  /// ... and neighbours within quarters.
+  DSV4_LANE vec add_pairs(vec a, vec b) {
+    return _mm512_add_ps(_mm512_maskz_shuffle_ps(0xffff, a, b, _MM_SHUFFLE(2, 0, 2, 0)),
+                         _mm512_maskz_shuffle_ps(0xffff, a, b, _MM_SHUFFLE(3, 1, 3, 1)));
+  }
+  /// reduce4 of four rows, with half of the instructions: a quarter of a vector holds a row.
+  DSV4_LANE void reduce4(const vec (&a)[4], const vec (&b)[4], const vec (&c)[4], const vec (&d)[4], float* y,
+                         std::int64_t ldy, bool add) {
+    vec column[4];
+    DSV4_UNROLL for (int j = 0; j < 4; ++j) column[j] =
+        add_quarters(add_halves(a[j], b[j]), add_halves(c[j], d[j]));
+    const vec rows = add_pairs(add_pairs(column[0], column[1]), add_pairs(column[2], column[3]));
+    put(_mm512_maskz_extractf32x4_ps(0xf, rows, 0), y, add);
+    put(_mm512_maskz_extractf32x4_ps(0xf, rows, 1), y + ldy, add);
+    put(_mm512_maskz_extractf32x4_ps(0xf, rows, 2), y + 2 * ldy, add);
+    put(_mm512_maskz_extractf32x4_ps(0xf, rows, 3), y + 3 * ldy, add);
+  }
+  /// reduce4 of two rows.
+  DSV4_LANE void reduce4(const vec (&a)[4], const vec (&b)[4], float* y, std::int64_t ldy, bool add) {
+    const vec even = add_quarters(add_halves(a[0], b[0]), add_halves(a[2], b[2]));
+    const vec odd = add_quarters(add_halves(a[1], b[1]), add_halves(a[3], b[3]));
+    const vec pairs = add_pairs(even, odd);
+    const __m256 rows = _mm256_hadd_ps(_mm512_maskz_extractf32x8_ps(0xff, pairs, 0),
+                                       _mm512_maskz_extractf32x8_ps(0xff, pairs, 1));
+    put(_mm256_castps256_ps128(rows), y, add);
+    put(_mm256_extractf128_ps(rows, 1), y + ldy, add);
   }
 };
 
@@ -82,6 +122,7 @@ struct lanes<double> {
   static constexpr int width = 8;
   static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
+  static constexpr bool reduces_rows = false;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
   DSV4_LANE vec zero() { return _mm512_setzero_pd(); }

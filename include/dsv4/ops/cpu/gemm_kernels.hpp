@@ -13,13 +13,19 @@ namespace dsv4::detail {
 inline constexpr std::int64_t chunk_bytes = 4096;
 
 /// Products that sum over rows (a b, a^T b) go block by block of the result: outer_block rows of a, whose
-/// part stays in the second-level cache, by outer_width columns of b at a time; at most outer_depth steps of
-/// the sum at a time, so that a panel of b stays in the first-level cache meanwhile.
-inline constexpr std::int64_t outer_block = 192, outer_width = 128, outer_depth = 256;
-/// Steps between panels that are left empty: panels at multiples of 4096 bytes would push each other out.
+/// part stays in the second-level cache, by a panel of b at a time, outer_width columns or less; at most
+/// outer_depth steps of the sum at a time, so that the panel stays in the first-level cache meanwhile.
+inline constexpr std::int64_t outer_block = 192, outer_width = 64, outer_depth = 256;
+/// Steps between tiles that are left empty: tiles at multiples of 4096 bytes would push each other out.
 inline constexpr std::int64_t outer_gap = 4;
 /// Elements of scratch that one such block needs.
 inline constexpr std::int64_t outer_scratch = (outer_block + outer_width) * (outer_depth + outer_gap);
+/// Where the block that comes next begins: k rows of b, m of c.
+template <class T>
+struct outer_next {
+  const T *b = nullptr, *c = nullptr;
+  std::int64_t ldb = 0, k = 0, ldc = 0, m = 0;
+};
 
 /// Has the part of row j, `Bytes` of the bytes from `at` on, brought near: whole lines, the first row of so
 /// many that fill one. Products of few rows read each weight once, several rows of them side by side: the

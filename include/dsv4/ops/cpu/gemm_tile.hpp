@@ -91,6 +91,12 @@ DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int6
       }
     }
   }
+  if constexpr (L::reduces_rows && RW == 4 && RX % 2 == 0) {
+    DSV4_UNROLL for (int i = 0; i + 4 <= RX; i += 4)
+        L::reduce4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3], y + i * ldy, ldy, add);
+    if constexpr (RX % 4 == 2) L::reduce4(acc[RX - 2], acc[RX - 1], y + (RX - 2) * ldy, ldy, add);
+    return;
+  }
   DSV4_UNROLL for (int i = 0; i < RX; ++i) {
     T* out = y + i * ldy;
     if constexpr (RW % 4 == 0) {
@@ -160,11 +166,12 @@ DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* 
 }
 
 /// RM rows by RV vectors of columns of c = op(a) b, or c += it; the last vector is masked when `Partial`. a
-/// is [m, k] or, when `Transposed`, [k, m].
+/// is [m, k] or, when `Transposed`, [k, m]. Unless `copy` is null, it gets the rows of b, one after the
+/// other.
 template <class T, int RM, int RV, bool Partial, bool Transposed>
 [[gnu::noinline]] DSV4_TARGET void outer_tile(const T* a, std::int64_t lda, const T* b, std::int64_t ldb,
                                               std::int64_t k, T* c, std::int64_t ldc, bool add,
-                                              std::int64_t last) {
+                                              std::int64_t last, T* copy) {
   using L = lanes<T>;
   constexpr int whole = Partial ? RV - 1 : RV;
   [[maybe_unused]] const typename L::tail tail = L::first(last);
@@ -182,6 +189,15 @@ template <class T, int RM, int RV, bool Partial, bool Transposed>
     if constexpr (RM > 1) {
       DSV4_UNROLL for (int j = 0; j < RV; ++j) L::hold(row[j]);
     }
+    if constexpr (RM == L::outer_rows && !Partial)
+      if (copy) {
+        const T* const soon = b + std::min(p + 8, k - 1) * ldb;
+        DSV4_UNROLL for (int j = 0; j < RV; ++j) {
+          L::store(copy + j * L::width, row[j]);
+          __builtin_prefetch(soon + j * L::width);
+        }
+        copy += RV * L::width;
+      }
     DSV4_UNROLL for (int i = 0; i < RM; ++i) {
       const typename L::vec scale = L::fill(Transposed ? a[p * lda + i] : a[i * lda + p]);
       DSV4_UNROLL for (int j = 0; j < RV; ++j) acc[i][j] = L::fma(scale, row[j], acc[i][j]);
@@ -209,22 +225,23 @@ struct row_steps {
 template <class T, int RV, bool Partial, bool Transposed>
 DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, row_steps steps, std::int64_t m, const T* b,
                                std::int64_t ldb, std::int64_t k, T* c, std::int64_t ldc, bool add,
-                               std::int64_t last, rows_ahead<T>& ahead) {
+                               std::int64_t last, rows_ahead<T>* ahead, T* copy = nullptr) {
   constexpr int rm = lanes<T>::outer_rows;
   for (; m >= rm; m -= rm, a += rm * steps.step, c += rm * ldc) {
-    rows_ahead<T>::fetch(ahead);
-    outer_tile<T, rm, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
+    if (ahead) rows_ahead<T>::fetch(ahead[0]), rows_ahead<T>::fetch(ahead[1]);
+    outer_tile<T, rm, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last, copy);
+    if (copy) b = copy, ldb = std::int64_t{RV} * lanes<T>::width, copy = nullptr;
   }
   if constexpr (rm > 2)
     for (; m >= 2; m -= 2, a += 2 * steps.within, c += 2 * ldc)
-      outer_tile<T, 2, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
-  if (m > 0) outer_tile<T, 1, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last);
+      outer_tile<T, 2, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last, nullptr);
+  if (m > 0) outer_tile<T, 1, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last, nullptr);
 }
 
 template <class T, bool Transposed>
 DSV4_TARGET void outer_panels(const T* a, std::int64_t lda, row_steps steps, std::int64_t m, const T* b,
                               std::int64_t ldb, std::int64_t k, std::int64_t n, T* c, std::int64_t ldc,
-                              bool add, rows_ahead<T>& ahead) {
+                              bool add, rows_ahead<T>* ahead) {
   constexpr int most = lanes<T>::outer_vectors;
   constexpr std::int64_t width = lanes<T>::width;
   std::int64_t j = 0;
@@ -241,8 +258,7 @@ template <class T, bool Transposed>
 DSV4_TARGET void gemm_outer(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                             std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add) {
   const std::int64_t step = Transposed ? 1 : lda;
-  rows_ahead<T> nothing;
-  outer_panels<T, Transposed>(a, lda, {step, step}, m, b, ldb, k, n, c, ldc, add, nothing);
+  outer_panels<T, Transposed>(a, lda, {step, step}, m, b, ldb, k, n, c, ldc, add, nullptr);
 }
 
 /// The columns of a, k long, by tiles: what a step of the sum over k reads lies together. A few rows at a
@@ -251,11 +267,13 @@ template <class T>
 DSV4_TARGET void pack_columns(const T* a, std::int64_t lda, std::int64_t m, std::int64_t k, T* to) {
   constexpr std::int64_t rm = lanes<T>::outer_rows, most = 8;
   for (std::int64_t p = 0; p < k; p += most, a += most * lda, to += most * rm) {
-    const std::int64_t rows = std::min(most, k - p);
+    const std::int64_t rows = std::min(most, k - p), next = std::min(most, k - p - rows);
     std::int64_t i = 0;
     for (; i + rm <= m; i += rm)
-      for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t r = 0; r < rows; ++r) {
         std::memcpy(to + i * (k + outer_gap) + r * rm, a + r * lda + i, rm * sizeof(T));
+        if (r < next) __builtin_prefetch(a + (r + most) * lda + i);
+      }
     for (std::int64_t r = 0; i < m && r < rows; ++r)
       std::copy_n(a + r * lda + i, m - i, to + i * (k + outer_gap) + r * rm);
   }
@@ -263,56 +281,59 @@ DSV4_TARGET void pack_columns(const T* a, std::int64_t lda, std::int64_t m, std:
 
 /// The same for large k and matrices far apart in memory: the sum over k is taken in equal chunks of at most
 /// outer_depth, the chunks' sums are added in order. m at most outer_block. Where m is more than a few
-/// rows, b passes through `scratch`, as does a if `Transposed`: what a tile reads lies together there.
+/// rows, b passes through `scratch`, as does a if `Transposed`: what a tile reads lies together there. b is
+/// copied by the first tile that reads it.
 template <class T, bool Transposed>
 DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
                                   std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add,
-                                  T* scratch) {
+                                  T* scratch, const outer_next<T>& next) {
   using L = lanes<T>;
   constexpr int vectors = L::outer_vectors;
   constexpr std::int64_t panel = vectors * L::width;
+  static_assert(panel <= outer_width);
   const std::int64_t chunks = std::max<std::int64_t>((k + L::outer_depth - 1) / L::outer_depth, 1),
                      chunk = std::max<std::int64_t>((k + chunks - 1) / chunks, 1);
   T* const packed_b = scratch;
-  T* const packed_a = scratch + outer_width * (outer_depth + outer_gap);
-  rows_ahead<T> nothing;
+  T* const packed_a = scratch + panel * (outer_depth + outer_gap);
   for (std::int64_t p = 0; p == 0 || p < k; p += chunk) {
     const std::int64_t depth = std::min(chunk, k - p);
     const T* own_a = Transposed ? a + p * lda : a + p;
     if (m <= 2 * L::outer_rows) {  // fewer rows do not pay for copies
       const std::int64_t step = Transposed ? 1 : lda;
       outer_panels<T, Transposed>(own_a, lda, {step, step}, m, b + p * ldb, ldb, depth, n, c, ldc,
-                                  add || p > 0, nothing);
+                                  add || p > 0, nullptr);
       continue;
     }
     if constexpr (Transposed) pack_columns(own_a, lda, m, depth, packed_a);
     const T* const tiles_a = Transposed ? packed_a : own_a;
     const std::int64_t tiles_lda = Transposed ? L::outer_rows : lda;
     const row_steps steps = Transposed ? row_steps{depth + outer_gap, 1} : row_steps{lda, lda};
-    for (std::int64_t j0 = 0; j0 < n; j0 += outer_width) {
-      const std::int64_t columns = std::min(outer_width, n - j0);
-      for (std::int64_t i = 0; i < depth; ++i) {
-        const T* from = b + (p + i) * ldb + j0;
-        std::int64_t j = 0;
-        for (; j + panel <= columns; j += panel)
-          DSV4_UNROLL for (int v = 0; v < vectors; ++v)
-              L::store(packed_b + j * (depth + outer_gap) + i * panel + v * L::width,
-                       L::load(from + j + v * L::width));
-        if (j < columns) std::copy_n(from + j, columns - j, packed_b + j * (depth + outer_gap) + i * panel);
+    for (std::int64_t j = 0; j < n; j += panel) {
+      const std::int64_t columns = std::min(panel, n - j);
+      const T* const own_b = b + p * ldb + j;
+      // What is read next of b and of c is fetched meanwhile.
+      const bool more = j + columns < n, same = more || p + depth < k;
+      const std::int64_t row = more ? p : p + depth, column = more ? j + columns : 0;
+      rows_ahead<T> ahead[2];
+      if (same)
+        ahead[0] = {b + row * ldb + column, ldb, std::min(chunk, k - row), std::min(panel, n - column)};
+      else
+        ahead[0] = {next.b, next.ldb, std::min(chunk, next.k), panel};
+      if (more && p == 0)
+        ahead[1] = {c + column, ldc, m, std::min(panel, n - column)};
+      else if (!same)
+        ahead[1] = {next.c, next.ldc, next.m, panel};
+      for (auto& rows : ahead)
+        rows = rows_ahead<T>::over(
+            rows, m / L::outer_rows * (columns < panel ? (columns + L::width - 1) / L::width : 1));
+      if (columns == panel) {  // the first tile makes the copy
+        outer_columns<T, vectors, false, Transposed>(tiles_a, tiles_lda, steps, m, own_b, ldb, depth, c + j,
+                                                     ldc, add || p > 0, 0, ahead, packed_b);
+      } else {
+        for (std::int64_t i = 0; i < depth; ++i) std::copy_n(own_b + i * ldb, columns, packed_b + i * panel);
+        outer_panels<T, Transposed>(tiles_a, tiles_lda, steps, m, packed_b, panel, depth, columns, c + j, ldc,
+                                    add || p > 0, ahead);
       }
-      // The part of b that comes next is fetched meanwhile.
-      rows_ahead<T> ahead;
-      const bool more = j0 + columns < n;
-      if (more || p + depth < k) {
-        const std::int64_t row = more ? p : p + depth, column = more ? j0 + columns : 0;
-        ahead = rows_ahead<T>::over(
-            {b + row * ldb + column, ldb, std::min(chunk, k - row), std::min(outer_width, n - column)},
-            (m / L::outer_rows) * ((columns + panel - 1) / panel));
-      }
-      for (std::int64_t j = 0; j < columns; j += panel)
-        outer_panels<T, Transposed>(tiles_a, tiles_lda, steps, m, packed_b + j * (depth + outer_gap), panel,
-                                    depth, std::min(panel, columns - j), c + j0 + j, ldc, add || p > 0,
-                                    ahead);
     }
   }
 }
