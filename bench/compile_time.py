@@ -4,7 +4,8 @@
 usage: compile_time.py [--compiler g++] [--rounds 3] [--out FILE.json]
 
 Prints processor seconds (user and system, median of the rounds) and their ratio to the yardstick's, without optimisation and
-with -O2. Every round compiles every file, so that a change of the machine's speed meets all of them.
+with -O2; of blocks also with headers that were precompiled. Every round compiles every file, so that a change of the machine's
+speed meets all of them.
 """
 import argparse
 import json
@@ -12,6 +13,7 @@ import pathlib
 import resource
 import statistics
 import subprocess
+import tempfile
 
 here = pathlib.Path(__file__).resolve().parent
 parser = argparse.ArgumentParser()
@@ -22,31 +24,47 @@ options = parser.parse_args()
 
 FILES = ["yardstick", "hyper_connection_site", "moe", "attention", "flash_precompiled", "flash", "flash_released"]
 LEVELS = ["-O0", "-O2"]
+BLOCKS = ["hyper_connection_site", "moe", "attention"]
 GOALS = {"hyper_connection_site": 3, "moe": 3, "attention": 3, "flash": 20, "flash_released": 20}
 
 
-def seconds(file, level):
+def compiler(level, *arguments):
+    """Processor seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([*options.compiler.split(), "-std=c++20", level, "-I", here.parent / "include", "-isystem", "/usr/include/eigen3",
-                    "-c", here / "compile_time" / (file + ".cpp"), "-o", "/dev/null"], check=True)
+                    *arguments], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def seconds(file, level, *arguments):
+    return compiler(level, *arguments, "-c", here / "compile_time" / (file + ".cpp"), "-o", "/dev/null")
+
+
 times = {}
-for _ in range(options.rounds):
-    for level in LEVELS:
-        for file in FILES:
-            times.setdefault((file, level), []).append(seconds(file, level))
+with tempfile.TemporaryDirectory() as folder:
+    for level in LEVELS:  # what target_precompile_headers does
+        header = pathlib.Path(folder) / level / "precompiled.hpp"
+        header.parent.mkdir()
+        header.write_text("#include <dsv4/cpu.hpp>\n" + "".join(
+            f"#include <dsv4/blocks/{block}.hpp>\n" for block in BLOCKS) + "#include <dsv4/config/presets.hpp>\n")
+        compiler(level, "-x", "c++-header", header, "-o", f"{header}.gch")
+    for _ in range(options.rounds):
+        for level in LEVELS:
+            for file in FILES:
+                times.setdefault((file, level), []).append(seconds(file, level))
+            for block in BLOCKS:
+                how = ["-include", pathlib.Path(folder) / level / "precompiled.hpp"]
+                times.setdefault((block + ", precompiled", level), []).append(seconds(block, level, *how))
 
 result = []
-print(f"{'file':24}{'':5}{'seconds':>9}{'/ yardstick':>13}   goal")
-for file in FILES:
+print(f"{'file':36}{'':5}{'seconds':>9}{'/ yardstick':>13}   goal")
+for file in FILES + [block + ", precompiled" for block in BLOCKS]:
     for level in LEVELS:
         s = statistics.median(times[file, level])
         ratio = s / statistics.median(times["yardstick", level])
         goal = f"below {GOALS[file]} s" if file in GOALS else ""
-        print(f"{file:24}{level:5}{s:9.2f}{ratio:13.2f}   {goal}")
+        print(f"{file:36}{level:5}{s:9.2f}{ratio:13.2f}   {goal}")
         result.append({"file": file, "level": level, "seconds": s, "ratio": ratio})
 if options.out:
     options.out.parent.mkdir(parents=True, exist_ok=True)

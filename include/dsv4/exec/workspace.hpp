@@ -70,7 +70,7 @@ class basic_workspace {
     std::size_t size;
   };
 
-  std::byte* raw(std::size_t bytes) {
+  [[gnu::noinline]] std::byte* raw(std::size_t bytes) {
     bytes = (bytes + alignment - 1) / alignment * alignment;
     while (current_ < blocks_.size() && offset_ + bytes > blocks_[current_].size) ++current_, offset_ = 0;
     if (current_ == blocks_.size())
