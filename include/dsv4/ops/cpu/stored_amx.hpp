@@ -4,8 +4,8 @@
 /// what products of few rows wait for.
 ///
 /// Every element of y is one chain of sums over k in an order of its own, whatever else a tile holds: the
-/// same bits alone and in any batch. Subnormals are flushed as they are there; of unusual rows holds the
-/// same.
+/// same bits alone and in any batch. With MXFP4 weights the sum of every 32 columns is exact, as told in
+/// stored_vnni_mxfp4.hpp. Subnormals are flushed as they are there; of unusual rows holds the same.
 #pragma once
 
 #include <dsv4/ops/cpu/stored_bf16.hpp>
@@ -32,15 +32,16 @@ namespace dsv4::detail::amx {
   [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx2,fma"), \
     gnu::always_inline]] static inline
 
-/// Whether this machine has tiles of bf16, and the system lets this process use them: it has to be asked, for
-/// tiles make what it saves of a thread larger.
+/// Whether this machine has tiles of bf16, with the instructions beside them that such machines have, and the
+/// system lets this process use them: it has to be asked, for tiles make what it saves of a thread larger.
 inline bool available() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
   static const bool has = [] {
-    constexpr unsigned bf16_and_tiles = 1u << 22 | 1u << 24;
+    constexpr unsigned gfni_and_vnni = 1u << 8 | 1u << 11, bf16_and_tiles = 1u << 22 | 1u << 24;
     constexpr long request_permission = 0x1023, tile_data = 18;
     unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & bf16_and_tiles) == bf16_and_tiles &&
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c & gfni_and_vnni) == gfni_and_vnni &&
+           (d & bf16_and_tiles) == bf16_and_tiles &&
            syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
   }();
   return has;
@@ -77,6 +78,13 @@ DSV4_TARGET void pack_block(const storage_matrix<const X>& x, std::uint16_t* roo
   for (std::int64_t c = 0; c < columns; c += 2)
     for (std::int64_t r = 0; r < n; ++r) std::memcpy(to + c * n + 2 * r, room + r * columns + c, 4);
 }
+
+/// Rows of inputs in blocks of pack_block. Of MXFP4 weights' inputs, what is split off in as many `rest`,
+/// where `more` tells for every block and 32 columns of it that there is any.
+struct packed_inputs {
+  const std::uint16_t *data, *rest;
+  const bool* more;
+};
 
 /// The shapes of all tiles: palette, first row, then bytes of a row and rows of each.
 struct alignas(64) configuration {
@@ -164,7 +172,7 @@ DSV4_TARGET void write_sums(const scratch& s, std::int64_t g, std::int64_t n, st
 /// product for at most a tile of rows: sums stay in one, and each piece is multiplied while the next is
 /// decoded.
 template <class W>
-DSV4_TARGET void few(const std::uint16_t* x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
+DSV4_TARGET void few(const packed_inputs& x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
                      float* y, std::int64_t ldy) {
   const std::int64_t o = w.extent[0], k = w.extent[1], pair_bytes = 4 * n, w_bytes = 2 * piece_stride;
   tile_rows<W> t;
@@ -172,13 +180,19 @@ DSV4_TARGET void few(const std::uint16_t* x, std::int64_t n, const storage_matri
     tile_rows<W>::begin(j, std::min(tile, o - j), w, t);
     DSV4_TILE_ZERO(0);
     std::uint16_t *decoded = s.weights + tile * piece_stride, *to = s.weights;
-    const std::uint16_t* pairs = x;  // of what is decoded and not multiplied yet
-    std::int64_t left = 0;           // steps of that
+    std::int64_t first = 0, left = 0;  // steps that are decoded and not multiplied yet
+    const auto multiply_rest = [&](std::int64_t i) {
+      if (!W::packed || !x.more[first + i]) [[likely]]
+        return;
+      DSV4_TILE_LOAD(6, x.rest + 32 * n * (first + i), pair_bytes);
+      DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+    };
     const auto multiply_left = [&] {
       for (std::int64_t i = 0; i < left; ++i) {
         DSV4_TILE_LOAD(4, decoded + 32 * i, w_bytes);
-        DSV4_TILE_LOAD(6, pairs + 32 * n * i, pair_bytes);
+        DSV4_TILE_LOAD(6, x.data + 32 * n * (first + i), pair_bytes);
         DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+        multiply_rest(i);
       }
     };
     for (std::int64_t c = 0; c < k; c += piece) {
@@ -187,16 +201,17 @@ DSV4_TARGET void few(const std::uint16_t* x, std::int64_t n, const storage_matri
       if (left == tile / 4 && tile_rows<W>::whole(depth, t)) [[likely]] {
         for (std::int64_t i = 0; i < tile / 4; ++i) {
           DSV4_TILE_LOAD(4, decoded + 32 * i, w_bytes);
-          DSV4_TILE_LOAD(6, pairs + 32 * n * i, pair_bytes);
+          DSV4_TILE_LOAD(6, x.data + 32 * n * (first + i), pair_bytes);
           tile_rows<W>::decode_four(4 * i, c, to, t);
           DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+          multiply_rest(i);
         }
       } else {
         tile_rows<W>::decode(w, c, depth, to, t);
         multiply_left();
       }
       std::swap(decoded, to);
-      pairs = x + c * n, left = avx512_bf16::packed_columns(depth) / 32;
+      first = c / 32, left = avx512_bf16::packed_columns(depth) / 32;
     }
     multiply_left();
     DSV4_TILE_STORE(0, s.sums[0], 4 * tile);
@@ -204,8 +219,10 @@ DSV4_TARGET void few(const std::uint16_t* x, std::int64_t n, const storage_matri
   }
 }
 
-/// Adds `steps` steps of 32 columns, from column c on, to the sums of n rows of x and two tiles of weights.
-inline void multiply_pieces(const std::uint16_t* x, std::int64_t columns, std::int64_t c, std::int64_t n,
+/// Adds `steps` steps of 32 columns, from column c on, to the sums of n rows of x and two tiles of weights;
+/// with `split` what is split off as well.
+template <bool split>
+inline void multiply_pieces(const packed_inputs& x, std::int64_t columns, std::int64_t c, std::int64_t n,
                             std::int64_t steps, scratch& s) {
   constexpr std::int64_t each = piece / 32, w_bytes = 2 * piece_stride, sum_bytes = 4 * tile;
   for (std::int64_t b = 0; b * tile < n; b += 2) {
@@ -215,8 +232,10 @@ inline void multiply_pieces(const std::uint16_t* x, std::int64_t columns, std::i
     const bool pair = (b + 1) * tile < n;
     const std::int64_t rows = std::min(tile, n - b * tile);
     const std::int64_t next = pair ? std::min(tile, n - (b + 1) * tile) : rows;
-    const std::uint16_t* left = x + b * tile * columns + c * rows;
-    const std::uint16_t* right = pair ? x + (b + 1) * tile * columns + c * next : left;
+    const std::int64_t at = b * tile * columns + c * rows;
+    const std::int64_t pair_at = pair ? (b + 1) * tile * columns + c * next : at;
+    const bool* const more = split ? x.more + (b * columns + c) / 32 : nullptr;
+    const bool* const pair_more = split && pair ? more + columns / 32 : more;
     if (c == 0) {
       DSV4_TILE_ZERO(0);
       DSV4_TILE_ZERO(1);
@@ -231,13 +250,23 @@ inline void multiply_pieces(const std::uint16_t* x, std::int64_t columns, std::i
     for (std::int64_t i = 0; i < steps; ++i) {
       const std::uint16_t* const w = s.weights + i / each * (2 * tile * piece_stride) + i % each * 32;
       DSV4_TILE_LOAD(4, w, w_bytes);
-      DSV4_TILE_LOAD(6, left + 32 * i * rows, 4 * rows);
+      DSV4_TILE_LOAD(6, x.data + at + 32 * i * rows, 4 * rows);
       DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
       DSV4_TILE_LOAD(5, w + tile * piece_stride, w_bytes);
       DSV4_TILE_MULTIPLY_ADD(1, 5, 6);
-      DSV4_TILE_LOAD(7, right + 32 * i * next, 4 * next);
+      DSV4_TILE_LOAD(7, x.data + pair_at + 32 * i * next, 4 * next);
       DSV4_TILE_MULTIPLY_ADD(2, 4, 7);
       DSV4_TILE_MULTIPLY_ADD(3, 5, 7);
+      if (split && more[i]) {
+        DSV4_TILE_LOAD(6, x.rest + at + 32 * i * rows, 4 * rows);
+        DSV4_TILE_MULTIPLY_ADD(0, 4, 6);
+        DSV4_TILE_MULTIPLY_ADD(1, 5, 6);
+      }
+      if (split && pair_more[i]) {
+        DSV4_TILE_LOAD(7, x.rest + pair_at + 32 * i * next, 4 * next);
+        DSV4_TILE_MULTIPLY_ADD(2, 4, 7);
+        DSV4_TILE_MULTIPLY_ADD(3, 5, 7);
+      }
     }
     DSV4_TILE_STORE(0, front, sum_bytes);
     DSV4_TILE_STORE(1, front + tile, sum_bytes);
@@ -248,7 +277,7 @@ inline void multiply_pieces(const std::uint16_t* x, std::int64_t columns, std::i
 
 /// product for more: a decoded part of two tiles of weights serves them all.
 template <class W>
-DSV4_TARGET void many(const std::uint16_t* x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
+DSV4_TARGET void many(const packed_inputs& x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
                       float* y, std::int64_t ldy) {
   const std::int64_t o = w.extent[0], k = w.extent[1];
   for (std::int64_t j = 0; j < o; j += 2 * tile) {
@@ -265,7 +294,8 @@ DSV4_TARGET void many(const std::uint16_t* x, std::int64_t n, const storage_matr
           tile_rows<W>::decode(w, at, std::min(piece, k - at), s.weights + (2 * i + g) * tile * piece_stride,
                                t[g]);
         }
-      multiply_pieces(x, avx512_bf16::packed_columns(k), c, n, avx512_bf16::packed_columns(depth) / 32, s);
+      multiply_pieces<W::packed>(x, avx512_bf16::packed_columns(k), c, n,
+                                 avx512_bf16::packed_columns(depth) / 32, s);
     }
     for (int g = 0; g < tiles; ++g) write_sums(s, g, n, t[g].count, y + j + g * tile, ldy);
   }
@@ -274,7 +304,7 @@ DSV4_TARGET void many(const std::uint16_t* x, std::int64_t n, const storage_matr
 /// y[n, o] = x[n, k] w[o, k]^T for n rows of inputs, at most most_rows, in blocks of pack_block, and k > 0.
 /// What it gives for unusual rows of x or w is of no meaning.
 template <class W>
-DSV4_TARGET void product(const std::uint16_t* x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
+DSV4_TARGET void product(const packed_inputs& x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
                          float* y, std::int64_t ldy) {
   configuration shapes;
   for (int t = 0; t < 8; ++t) {
