@@ -7,8 +7,8 @@
 /// A block's sum may need more than the 24 bits of a float only where inputs differ by much. Then they are
 /// split by size into two blocks that do not, of which the larger numbers come first: see split.
 ///
-/// Here twice an E2M1 value, plus 12, is an unsigned byte, and 2^9 times an E4M3 value three digits to base 128.
-/// Every lane has a block of one row of weights: four rows are interleaved before they are decoded.
+/// Here twice an E2M1 value, plus 12, is an unsigned byte, and 2^9 times an E4M3 value three digits to base
+/// 128. Every lane has a block of one row of weights: four rows are interleaved before they are decoded.
 #pragma once
 
 #include <dsv4/ops/cpu/stored_bf16.hpp>
@@ -22,21 +22,22 @@
 
 namespace dsv4::detail::vnni_mxfp4 {
 
-#define DSV4_TARGET                                                                                       \
-  [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx512vnni,gfni,avx2,fma")]] \
-  inline
-#define DSV4_LANE                                                                                         \
+#define DSV4_TARGET                                                                    \
+  [[gnu::target(                                                                       \
+      "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx512vnni,gfni,avx2," \
+      "fma")]] inline
+#define DSV4_LANE                                                                                     \
   [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx512vnni,gfni,avx2,fma"), \
     gnu::always_inline]] static inline
 
-/// Rows of inputs that a product takes, at most; rows of weights of a tile, and of a group of tiles that share
-/// what is loaded of x; columns of a piece, a line of codes, and of a block.
+/// Rows of inputs that a product takes, at most; rows of weights of a tile, and of a group of tiles that
+/// share what is loaded of x; columns of a piece, a line of codes, and of a block.
 inline constexpr std::int64_t most_rows = 2, tile = 16, group = 2 * tile, piece = 128, block = 32;
 constexpr std::int64_t pieces(std::int64_t k) { return (k + piece - 1) / piece; }
 constexpr std::int64_t blocks(std::int64_t k) { return (k + block - 1) / block; }
 
-/// Splits the codes of a row: of blocks that need it `rest` gets the numbers below 2 and `large` the others, of
-/// all else `large` has everything. Returns whether any does, and marks it in `needed`.
+/// Splits the codes of a row: of blocks that need it `rest` gets the numbers below 2 and `large` the others,
+/// of all else `large` has everything. Returns whether any does, and marks it in `needed`.
 DSV4_TARGET bool split(const std::uint8_t* codes, std::int64_t k, std::uint8_t* large, std::uint8_t* rest,
                        bool* needed) {
   bool any = false;
@@ -44,23 +45,21 @@ DSV4_TARGET bool split(const std::uint8_t* codes, std::int64_t k, std::uint8_t* 
     const std::int64_t n = std::min(block, k - c);
     const __mmask32 there = n == block ? ~__mmask32{0} : (__mmask32{1} << n) - 1;
     const __m256i own = _mm256_maskz_loadu_epi8(there, codes + c);
-    // Magnitudes are integers times 2^-9, multiples of their last place. Products with E2M1 are integers of up
-    // to 12 times that, and a sum of theirs is exact when it is less than 2^24 of the least last place.
-    int sum = 0, least = 15;
-    DSV4_UNROLL for (int i = 0; i < 2; ++i) {
-      const __m128i part = i ? _mm256_extracti128_si256(own, 1) : _mm256_castsi256_si128(own);
-      const __m512i size = _mm512_and_si512(_mm512_maskz_cvtepu8_epi32(0xffff, part), _mm512_set1_epi32(0x7f));
-      const __m512i one = _mm512_set1_epi32(1);
-      const __m512i exponent = _mm512_maskz_srli_epi32(0xffff, size, 3);
-      const __mmask16 normal = _mm512_test_epi32_mask(exponent, exponent);
-      const __m512i place = _mm512_maskz_sub_epi32(normal, exponent, one);
-      const __m512i digits = _mm512_and_si512(size, _mm512_set1_epi32(7));
-      const __m512i integer = _mm512_mask_or_epi32(digits, normal, digits, _mm512_set1_epi32(8));
-      alignas(64) std::int32_t values[16], places[16];
-      _mm512_store_si512(values, _mm512_maskz_sllv_epi32(0xffff, integer, place));
-      _mm512_store_si512(places, _mm512_mask_mov_epi32(place, _mm512_testn_epi32_mask(size, size),
-                                                       _mm512_set1_epi32(15)));
-      for (int j = 0; j < 16; ++j) sum += values[j], least = std::min(least, places[j]);
+    // Magnitudes are integers times 2^-9, multiples of their last place. Products with E2M1 are integers of
+    // up to 12 times that, and a sum of theirs is exact when it is less than 2^24 of the least last place. It
+    // always is from 2^3 on: 12 * 32 * 448 * 2^9 < 2^(24 + 3).
+    const __m256i size = _mm256_and_si256(own, _mm256_set1_epi8(0x7f));
+    const __mmask32 fine =
+        _mm256_mask_cmplt_epu8_mask(_mm256_test_epi8_mask(size, size), size, _mm256_set1_epi8(0x20));
+    int sum = 0, least = 3;
+    if (fine != 0) {
+      alignas(32) std::uint8_t sizes[block];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sizes), size);
+      for (const int value : sizes) {
+        const int place = std::max(value / 8 - 1, 0);
+        sum += (value < 8 ? value : 8 + value % 8) << place;
+        if (value != 0) least = std::min(least, place);
+      }
     }
     const bool apart = std::int64_t{12} * sum >= std::int64_t{1} << (24 + least);
     const __mmask32 moved = apart ? _mm256_testn_epi8_mask(own, _mm256_set1_epi8(0x40)) : 0;
@@ -72,8 +71,8 @@ DSV4_TARGET bool split(const std::uint8_t* codes, std::int64_t k, std::uint8_t* 
   return any;
 }
 
-/// A piece of a row of inputs: for digit d, four columns j of a block, odd or even ones, the bytes of the four
-/// blocks, four times each; what the sums are too large by; and the scale's exponent, in four bytes.
+/// A piece of a row of inputs: for digit d, four columns j of a block, odd or even ones, the bytes of the
+/// four blocks, four times each; what the sums are too large by; and the scale's exponent, in four bytes.
 struct alignas(64) packed_piece {
   std::int8_t digits[3][4][2][64];
   std::int32_t excess[16];
@@ -125,9 +124,9 @@ DSV4_TARGET bool pack(const std::uint8_t* codes, const e8m0* scales, std::int64_
         sums[d] = _mm512_dpbusd_epi32(sums[d], _mm512_set1_epi8(12), digit);
         DSV4_UNROLL for (int j = 0; j < 4; ++j) {
           const __m512i of = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
-          _mm512_store_si512(to->digits[d][j][odd],
-                             _mm512_maskz_permutexvar_epi32(
-                                 0xffff, _mm512_add_epi32(of, _mm512_set1_epi32(j)), digit));
+          _mm512_store_si512(
+              to->digits[d][j][odd],
+              _mm512_maskz_permutexvar_epi32(0xffff, _mm512_add_epi32(of, _mm512_set1_epi32(j)), digit));
         }
       }
     }
@@ -135,8 +134,7 @@ DSV4_TARGET bool pack(const std::uint8_t* codes, const e8m0* scales, std::int64_
     for (unsigned d = 0; d < 3; ++d) _mm512_store_si512(parts[d], sums[d]);
     for (int b = 0; b < 4; ++b) {
       std::int32_t excess = 0;
-      for (int j = 4 * b; j < 4 * b + 4; ++j)
-        excess -= parts[0][j] + parts[1][j] * 128 + parts[2][j] * 16384;
+      for (int j = 4 * b; j < 4 * b + 4; ++j) excess -= parts[0][j] + parts[1][j] * 128 + parts[2][j] * 16384;
       std::fill_n(to->excess + 4 * b, 4, excess);
     }
   }
@@ -150,49 +148,48 @@ struct packed_rows {
   const bool* more;
 };
 
-/// What to fetch for every row of a tile: a line, two or none.
-struct fetches {
-  const std::uint8_t *at = nullptr, *more = nullptr;
-  std::int64_t stride = 0, more_stride = 0;
-};
-
-/// Sums of four blocks of four rows of weights and a piece of x, `codes` being interleaved.
-DSV4_LANE __m512i multiply(const __m512i (&low)[4], const __m512i (&high)[4], const packed_piece& x) {
-  __m512i sums[3] = {_mm512_load_si512(x.excess), _mm512_setzero_si512(), _mm512_setzero_si512()};
-  DSV4_UNROLL for (int j = 0; j < 4; ++j) {
-    DSV4_UNROLL for (int d = 0; d < 3; ++d) {
-      sums[d] = _mm512_dpbusd_epi32(sums[d], low[j], _mm512_load_si512(x.digits[d][j][0]));
-      sums[d] = _mm512_dpbusd_epi32(sums[d], high[j], _mm512_load_si512(x.digits[d][j][1]));
-    }
-  }
-  const __m512i upper = _mm512_add_epi32(sums[1], _mm512_maskz_slli_epi32(0xffff, sums[2], 7));
-  return _mm512_add_epi32(sums[0], _mm512_maskz_slli_epi32(0xffff, upper, 7));
-}
-
-/// Decodes a line of four rows each, to bytes with the same four columns of every block of a row side by side.
-/// Fetches meanwhile: that they pass a register keeps the compiler from moving them together, as memory keeps
-/// up with them at an even pace only.
-DSV4_LANE void decode_four(const std::uint8_t* codes, std::int64_t stride, const fetches& f, std::int64_t r,
-                           __m512i (&low)[4], __m512i (&high)[4]) {
+/// Sums of four blocks of four rows of weights, and pieces of x that lie `apart` from each other: row r of
+/// weights and block b in element 4 b + r. A line is fetched for every row meanwhile: that the fetches pass a
+/// register keeps the compiler from moving them together, as memory keeps up with them at an even pace only.
+template <int n>
+DSV4_LANE void multiply_four(const std::uint8_t* codes, std::int64_t stride, const std::uint8_t* ahead,
+                             const packed_piece* x, std::int64_t apart, __m512i (&to)[n]) {
   // Twice E2M1, plus 12.
   const __m512i values = _mm512_set4_epi32(0x00040608, 0x090a0b0c, 0x18141210, 0x0f0e0d0c);
   const __m512i first = _mm512_loadu_si512(codes), second = _mm512_loadu_si512(codes + stride),
-                third = _mm512_loadu_si512(codes + 2 * stride), fourth = _mm512_loadu_si512(codes + 3 * stride);
+                third = _mm512_loadu_si512(codes + 2 * stride),
+                fourth = _mm512_loadu_si512(codes + 3 * stride);
   const __m512i pairs[4] = {
       _mm512_maskz_unpacklo_epi32(0xffff, first, second), _mm512_maskz_unpackhi_epi32(0xffff, first, second),
       _mm512_maskz_unpacklo_epi32(0xffff, third, fourth), _mm512_maskz_unpackhi_epi32(0xffff, third, fourth)};
-  DSV4_UNROLL for (int j = 0; j < 4; ++j) {
-    __m512i v = j % 2 ? _mm512_maskz_unpackhi_epi64(0xff, pairs[j / 2], pairs[2 + j / 2])
-                      : _mm512_maskz_unpacklo_epi64(0xff, pairs[j / 2], pairs[2 + j / 2]);
-    if (f.at) asm volatile("prefetcht1 %1" : "+v"(v) : "m"(f.at[(r + j) * f.stride]));
-    if (f.more) asm volatile("prefetcht1 %1" : "+v"(v) : "m"(f.more[(r + j) * f.more_stride]));
-    low[j] = _mm512_shuffle_epi8(values, _mm512_and_si512(v, _mm512_set1_epi8(15)));
-    high[j] = _mm512_shuffle_epi8(
+  __m512i sums[n][3];
+  DSV4_UNROLL for (int i = 0; i < n; ++i) {
+    sums[i][0] = _mm512_load_si512(x[i * apart].excess);
+    sums[i][1] = sums[i][2] = _mm512_setzero_si512();
+  }
+  DSV4_UNROLL for (int j = 0; j < 4; ++j) {  // the same four columns of every block of a row side by side
+    const __m512i v = j % 2 ? _mm512_maskz_unpackhi_epi64(0xff, pairs[j / 2], pairs[2 + j / 2])
+                            : _mm512_maskz_unpacklo_epi64(0xff, pairs[j / 2], pairs[2 + j / 2]);
+    const __m512i low = _mm512_shuffle_epi8(values, _mm512_and_si512(v, _mm512_set1_epi8(15)));
+    __m512i high = _mm512_shuffle_epi8(
         values, _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x1020408000000000), 0));
+    asm volatile("prefetcht1 %1" : "+v"(high) : "m"(ahead[64 * j]) : "memory");
+    DSV4_UNROLL for (int i = 0; i < n; ++i) {
+      DSV4_UNROLL for (int d = 0; d < 3; ++d) {
+        const auto& digits = x[i * apart].digits[d][j];
+        sums[i][d] = _mm512_dpbusd_epi32(sums[i][d], low, _mm512_load_si512(digits[0]));
+        sums[i][d] = _mm512_dpbusd_epi32(sums[i][d], high, _mm512_load_si512(digits[1]));
+      }
+    }
+  }
+  DSV4_UNROLL for (int i = 0; i < n; ++i) {
+    const __m512i upper = _mm512_add_epi32(sums[i][1], _mm512_maskz_slli_epi32(0xffff, sums[i][2], 7));
+    to[i] = _mm512_add_epi32(sums[i][0], _mm512_maskz_slli_epi32(0xffff, upper, 7));
   }
 }
 
-/// Bytes [4 p, 4 p + 4) of the scales of rows [r, r + n), in a word for each; the scale 1 where there are none.
+/// Bytes [4 p, 4 p + 4) of the scales of rows [r, r + n), in a word for each; the scale 1 where there are
+/// none.
 template <class W>
 DSV4_LANE __m512i scale_words(const storage_matrix<const W>& w, std::int64_t r, std::int64_t n,
                               std::int64_t p) {
@@ -225,86 +222,99 @@ DSV4_LANE void by_block(const __m512i (&four)[4], __m512 (&to)[4]) {
   }
 }
 
-/// Adds the products of a piece of `n` rows of x and sixteen rows of weights to y.
-template <int n>
-DSV4_LANE void add_piece(const std::uint8_t* codes, std::int64_t stride, __m512i scales, const fetches& f,
-                         const packed_rows& x, std::int64_t p, std::int64_t all, __m512 (&y)[n]) {
-  __m512i four[n][4] = {}, rest[n][4] = {};
-  bool more[n];
-  DSV4_UNROLL for (int i = 0; i < n; ++i) more[i] = x.more[i * all + p];
+/// Adds the products of a piece of `n` rows of x and sixteen rows of weights to y. Each row has its pieces,
+/// and with parts = 2 what is split off in as many behind them, all `apart` from each other.
+template <int n, int parts>
+DSV4_LANE void add_piece(const std::uint8_t* codes, std::int64_t stride, __m512i scales,
+                         const std::uint8_t* ahead, const packed_piece* x, std::int64_t apart,
+                         float (*y)[tile]) {
+  __m512i four[n * parts][4] = {};
   DSV4_UNROLL for (int a = 0; a < 4; ++a) {
-    __m512i low[4], high[4];
-    decode_four(codes + 4 * a * stride, stride, f, 4 * a, low, high);
-    DSV4_UNROLL for (int i = 0; i < n; ++i) {
-      four[i][a] = multiply(low, high, x.data[2 * i * all + p]);
-      if (more[i]) [[unlikely]] rest[i][a] = multiply(low, high, x.data[(2 * i + 1) * all + p]);
-    }
+    __m512i sums[n * parts];
+    multiply_four<n * parts>(codes + 4 * a * stride, stride, ahead + 256 * a, x, apart * 2 / parts, sums);
+    DSV4_UNROLL for (int i = 0; i < n * parts; ++i) four[i][a] = sums[i];
   }
   DSV4_UNROLL for (int i = 0; i < n; ++i) {
     const __m512i words =
-        _mm512_add_epi8(scales, _mm512_set1_epi32(static_cast<int>(x.data[2 * i * all + p].scale)));
+        _mm512_add_epi8(scales, _mm512_set1_epi32(static_cast<int>(x[2 * i * apart].scale)));
     const __m512i exponents[4] = {
         _mm512_maskz_slli_epi32(0xffff, words, 23), _mm512_maskz_slli_epi32(0xffff, words, 15),
         _mm512_maskz_slli_epi32(0xffff, words, 7), _mm512_maskz_srli_epi32(0xffff, words, 1)};
-    __m512 sums[4], others[4] = {};
-    by_block(four[i], sums);
-    if (more[i]) [[unlikely]] by_block(rest[i], others);
+    __m512 sums[parts][4], sum = _mm512_load_ps(y[i]);
+    DSV4_UNROLL for (int part = 0; part < parts; ++part) by_block(four[parts * i + part], sums[part]);
     DSV4_UNROLL for (int b = 0; b < 4; ++b) {
-      const __m512 scale =
-          _mm512_castsi512_ps(_mm512_and_si512(exponents[b], _mm512_set1_epi32(0x7f800000)));
-      y[i] = _mm512_fmadd_ps(sums[b], scale, y[i]);
-      if (more[i]) [[unlikely]] y[i] = _mm512_fmadd_ps(others[b], scale, y[i]);
+      const __m512 scale = _mm512_castsi512_ps(_mm512_and_si512(exponents[b], _mm512_set1_epi32(0x7f800000)));
+      DSV4_UNROLL for (int part = 0; part < parts; ++part) sum = _mm512_fmadd_ps(sums[part][b], scale, sum);
     }
+    _mm512_store_ps(y[i], sum);
+  }
+}
+/// With what is split off. Out of line, as it is rare.
+template <int n>
+[[gnu::noinline]] DSV4_TARGET void add_split_piece(const std::uint8_t* codes, std::int64_t stride,
+                                                   const __m512i* scales, const std::uint8_t* ahead,
+                                                   const packed_piece* x, std::int64_t apart,
+                                                   float (*y)[tile]) {
+  add_piece<n, 2>(codes, stride, *scales, ahead, x, apart, y);
+}
+
+/// Rows of weights that are multiplied side by side: [j, j + rows) of w, `next` behind them being the next.
+/// With `cold` nothing has fetched these.
+template <int n, class W>
+DSV4_LANE void multiply_group(const packed_rows& x, const storage_matrix<const W>& w, std::int64_t j,
+                              std::int64_t rows, std::int64_t next, bool cold, float (*y)[n][tile]) {
+  const std::int64_t k = w.extent[1], all = pieces(k), row_bytes = W::row_bytes(k), bytes_ahead = 512;
+  const int two = rows > tile;  // tiles, and not one
+  alignas(64) std::uint8_t part[tile][64];
+  for (std::int64_t i = 0; i < all << two; ++i) {
+    const std::int64_t p = i >> two, t = i & two, r = j + t * tile, count = std::min(tile, j + rows - r);
+    const std::uint8_t* codes = w.row(r) + p * 64;
+    std::int64_t stride = w.row_stride;
+    const std::uint8_t* ahead = codes;
+    if (next > 0) {  // in the order of addresses
+      ahead = w.row(j + rows) + i * (64 * tile);
+      if (next > rows)
+        for (std::int64_t a = 0; a < tile; ++a)
+          fetch_ahead<64>(ahead + (all << two) * (64 * tile), static_cast<int>(a));
+      fetch_ahead<64>(w.row_scales(j + rows) + i * 64, 0);
+    }
+    if (cold && p * 64 + bytes_ahead < row_bytes)
+      for (std::int64_t a = 0; a < tile; ++a) fetch_ahead<64>(codes + bytes_ahead + a * stride, 0);
+    if (count < tile || row_bytes - p * 64 < 64) [[unlikely]] {
+      std::memset(part, 0, sizeof part);
+      for (std::int64_t a = 0; a < count; ++a)
+        std::memcpy(part[a], codes + a * stride,
+                    static_cast<std::size_t>(std::min<std::int64_t>(64, row_bytes - p * 64)));
+      codes = part[0], stride = 64;
+    }
+    const __m512i scales = scale_words<W>(w, r, count, p);
+    bool more = x.more[p];
+    for (int a = 1; a < n; ++a) more = more || x.more[a * all + p];
+    if (more) [[unlikely]]
+      add_split_piece<n>(codes, stride, &scales, ahead, x.data + p, all, y[t]);
+    else
+      add_piece<n, 1>(codes, stride, scales, ahead, x.data + p, all, y[t]);
   }
 }
 
-/// y[n, o] = x[n, k] w[o, k]^T for n packed rows of inputs, and k > 0. `behind` rows behind w may be next. What
-/// it gives for unusual rows of x or w is of no meaning.
+/// y[n, o] = x[n, k] w[o, k]^T for n packed rows of inputs, and k > 0. `behind` rows behind w may be next.
+/// What it gives for unusual rows of x or w is of no meaning.
 template <int n, class W>
 DSV4_TARGET void product(const packed_rows& x, const storage_matrix<const W>& w, std::int64_t behind,
                          float* y, std::int64_t ldy) {
-  const std::int64_t o = w.extent[0], k = w.extent[1], all = pieces(k), row_bytes = W::row_bytes(k);
-  thread_local const std::uint8_t* fetched = nullptr;  // what the last product had fetched begins here
+  const std::int64_t o = w.extent[0];
+  thread_local const std::uint8_t* fetched = nullptr;  // the row that the last product had fetched
   const bool cold = fetched != w.row(0);
-  constexpr std::int64_t bytes_ahead = 512;
-  for (std::int64_t j = 0, step; j < o; j += step) {
+  for (std::int64_t j = 0, rows; j < o; j += rows) {
     // What nothing has fetched begins with small groups.
     const auto size = [&](std::int64_t at) { return cold && at < group ? tile : group; };
-    step = std::min(size(j), o - j);
-    const std::int64_t next = std::min(size(j + step), o + behind - j - step);
-    const std::int64_t lines = all * ((step + tile - 1) / tile) * tile;
-    __m512 sums[2][n] = {};
-    for (std::int64_t p = 0, line = 0; p < all; ++p) {
-      DSV4_UNROLL for (std::int64_t t = 0; t < 2; ++t) {
-        const std::int64_t r = j + t * tile, rows = std::min(tile, j + step - r);
-        if (rows <= 0) continue;
-        const std::uint8_t* codes = w.row(r) + p * 64;
-        fetches f;
-        if (next > 0) {  // in the order of addresses
-          f.at = w.row(j + step) + line, f.stride = 64;
-          if (next > step) f.more = f.at + 64 * lines, f.more_stride = 64;
-          __builtin_prefetch(w.row_scales(j + step) + line / 16, 0, 2);
-        }
-        if (cold && j == 0 && p * 64 + bytes_ahead < row_bytes)
-          f.more = codes + bytes_ahead, f.more_stride = w.row_stride;
-        line += 64 * tile;
-        const __m512i scales = scale_words<W>(w, r, rows, p);
-        if (rows == tile && row_bytes - p * 64 >= 64) [[likely]] {
-          add_piece<n>(codes, w.row_stride, scales, f, x, p, all, sums[t]);
-        } else {
-          std::uint8_t part[tile][64] = {};
-          for (std::int64_t i = 0; i < rows; ++i)
-            std::memcpy(part[i], codes + i * w.row_stride,
-                        static_cast<std::size_t>(std::min<std::int64_t>(64, row_bytes - p * 64)));
-          add_piece<n>(part[0], 64, scales, f, x, p, all, sums[t]);
-        }
-      }
-    }
-    for (std::int64_t t = 0; t * tile < step; ++t) {
-      const auto there = static_cast<__mmask16>((1u << std::min(tile, step - t * tile)) - 1);
-      for (std::int64_t i = 0; i < n; ++i)
-        _mm512_mask_storeu_ps(y + i * ldy + j + t * tile, there, sums[t][i]);
-    }
+    rows = std::min(size(j), o - j);
+    const std::int64_t next = std::min(size(j + rows), o + behind - j - rows);
+    alignas(64) float sums[2][n][tile] = {};
+    multiply_group<n, W>(x, w, j, rows, next, cold && j == 0, sums);
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t t = 0; t * tile < rows; ++t)
+        std::copy_n(sums[t][i], std::min(tile, rows - t * tile), y + i * ldy + j + t * tile);
   }
   fetched = w.row(o);
 }
