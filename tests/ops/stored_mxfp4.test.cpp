@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of MXFP4 weights and FP8 inputs where there are AMX tiles: of few rows by integers, of more by tiles.
+// Products of MXFP4 weights and FP8 inputs where there are AMX tiles: of few rows by integers, of more by
+// tiles.
 #include "support/catch.hpp"
 #include <dsv4/ops/cpu/linear.hpp>
 #include <dsv4/ops/linear.hpp>
@@ -73,11 +74,13 @@ bool same_in_every_batch(const operands<W>& of) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("every code of MXFP4 times every code of FP8 is exact", "[stored_mxfp4]", mxfp4, mxfp4_ocp) {
+TEMPLATE_TEST_CASE("every code of MXFP4 times every code of FP8 is exact", "[stored_mxfp4]", mxfp4,
+                   mxfp4_ocp) {
   using W = TestType;
   if (!tiles<W>()) return;
   operands<W> of(256, 16, 130);
-  for (std::int64_t t = 0; t < of.n; ++t) of.x[static_cast<std::size_t>(t * of.k + t * 7 % of.k)] = std::uint8_t(t);
+  for (std::int64_t t = 0; t < of.n; ++t)
+    of.x[static_cast<std::size_t>(t * of.k + t * 7 % of.k)] = std::uint8_t(t);
   for (std::int64_t j = 0; j < of.o; ++j)
     for (std::int64_t c = 0; c < of.k; ++c)
       W::set(of.w.data() + j * W::row_bytes(of.k), c, e2m1::from_bits(static_cast<std::uint8_t>(j)));
@@ -107,8 +110,12 @@ TEMPLATE_TEST_CASE("a block's sum is rounded once, whatever is in it", "[stored_
       for (std::int64_t c = 0; c < k; ++c) {
         const unsigned bits = static_cast<unsigned>(random());
         // Any numbers; the largest, all, or with one that needs the last of a sum's bits; small ones.
-        const unsigned code = t % 4 == 0 ? bits & 0xff : t % 4 == 1 ? 0x7e : t % 4 == 2 ? (c == t % k ? 1 : 0x7e) : bits & 0x8f;
-        of.x[static_cast<std::size_t>(t * k + c)] = static_cast<std::uint8_t>((code & 0x7f) == 0x7f ? 0x7e : code);
+        const unsigned code = t % 4 == 0   ? bits & 0xff
+                              : t % 4 == 1 ? 0x7e
+                              : t % 4 == 2 ? (c == t % k ? 1 : 0x7e)
+                                           : bits & 0x8f;
+        of.x[static_cast<std::size_t>(t * k + c)] =
+            static_cast<std::uint8_t>((code & 0x7f) == 0x7f ? 0x7e : code);
       }
       of.x_scales[static_cast<std::size_t>(t)] = e8m0::from_bits(static_cast<std::uint8_t>(79 + t % 97));
     }
@@ -140,7 +147,8 @@ TEMPLATE_TEST_CASE("a row by MXFP4 has the same bits in every batch, however far
         // In one row of four any numbers, in others only those that need no splitting, but for a few blocks.
         const bool any = t % 4 == 0 || (t % 4 == 1 && c / 32 % 9 == t % 9);
         const unsigned code = any ? bits & 0xff : (bits & 0xbf) | 0x40;
-        of.x[static_cast<std::size_t>(t * k + c)] = static_cast<std::uint8_t>((code & 0x7f) == 0x7f ? 0 : code);
+        of.x[static_cast<std::size_t>(t * k + c)] =
+            static_cast<std::uint8_t>((code & 0x7f) == 0x7f ? 0 : code);
       }
     for (auto& s : of.w_scales) s = e8m0::from_bits(static_cast<std::uint8_t>(107 + random() % 40));
     for (auto& s : of.x_scales) s = e8m0::from_bits(static_cast<std::uint8_t>(107 + random() % 40));
