@@ -69,8 +69,18 @@ struct lanes<float> {
     const __m128 pairs = _mm_hadd_ps(fold(v), fold(v));
     return _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs));
   }
+  /// The additions of `reduce`, for all four side by side.
   DSV4_LANE void reduce4(vec a, vec b, vec c, vec d, float* y, bool add) {
-    const __m128 sum = _mm_hadd_ps(_mm_hadd_ps(fold(a), fold(b)), _mm_hadd_ps(fold(c), fold(d)));
+    const vec ab = _mm512_add_ps(_mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x44),
+                                 _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xee));
+    const vec cd = _mm512_add_ps(_mm512_maskz_shuffle_f32x4(0xffff, c, d, 0x44),
+                                 _mm512_maskz_shuffle_f32x4(0xffff, c, d, 0xee));
+    vec all = _mm512_add_ps(_mm512_maskz_shuffle_f32x4(0xffff, ab, cd, 0x88),
+                            _mm512_maskz_shuffle_f32x4(0xffff, ab, cd, 0xdd));
+    all = _mm512_add_ps(all, _mm512_maskz_permute_ps(0xffff, all, 0xb1));
+    all = _mm512_add_ps(all, _mm512_maskz_permute_ps(0xffff, all, 0x4e));
+    const __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128 sum = _mm512_maskz_extractf32x4_ps(0xf, _mm512_maskz_permutexvar_ps(0xffff, firsts, all), 0);
     _mm_storeu_ps(y, add ? _mm_add_ps(_mm_loadu_ps(y), sum) : sum);
   }
 };
