@@ -88,9 +88,9 @@ void stored_gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std:
       [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
         const stored_problem<T, W> g = problem(i);
         // Kept between calls: fresh memory of this size costs page faults every time.
-        thread_local const std::unique_ptr<T[]> scratch(new T[stored_scratch<T>]);
-        kernels.product(g.x + n0 * g.ldx, g.ldx, n, g.w.rows(o0, width), scratch.get(), g.y + n0 * g.ldy + o0,
-                        g.ldy);
+        thread_local buffer<T> scratch(stored_scratch<T>);
+        kernels.product(g.x + n0 * g.ldx, g.ldx, n, g.w.rows(o0, width), scratch.data(),
+                        g.y + n0 * g.ldy + o0, g.ldy);
       });
 }
 
