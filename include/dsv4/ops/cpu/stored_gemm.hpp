@@ -200,24 +200,23 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
                      const std::unique_ptr<bool[]> needed(new bool[size]);
                      for (; begin < end; ++begin) pack(begin, codes.get(), room.get(), needed.get());
                    });
-  const std::int64_t groups = (o + vnni::group - 1) / vnni::group;
-  p.parallel_for(
-      static_cast<std::int64_t>(few.size()) * groups, 1 + 32768 / (vnni::group * (k + 1)),
-      [&](std::int64_t begin, std::int64_t end) {
-        while (begin < end) {
-          const std::int64_t i = few[static_cast<std::size_t>(begin / groups)], g = begin % groups;
-          const std::int64_t some = std::min(groups - g, end - begin), j = g * vnni::group;
-          const std::int64_t r = first(i), n = rows(i), width = std::min(some * vnni::group, o - j);
-          const std::int64_t at = row_at[static_cast<std::size_t>(i)] * pieces, behind = o - j - width;
-          const storage_matrix<const W> w = weight(i).rows(j, width);
-          const vnni::packed_rows own{digits.get() + 2 * at, few_more.get() + at};
-          float* const out = y.data + r * y.stride[0] + j;
-          if (k > 0 && n == 1) vnni::product<1, W>(own, w, behind, out, y.stride[0]);
-          if (k > 0 && n == 2) vnni::product<2, W>(own, w, behind, out, y.stride[0]);
-          repeat_unusual<W, X>(x.rows(r, n), strange.get() + r, w, out, y.stride[0]);
-          begin += some;
-        }
-      });
+  const std::int64_t tiles = (o + vnni::tile - 1) / vnni::tile;
+  p.parallel_for(static_cast<std::int64_t>(few.size()) * tiles, 1 + 32768 / (vnni::tile * (k + 1)),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   while (begin < end) {
+                     const std::int64_t i = few[static_cast<std::size_t>(begin / tiles)], g = begin % tiles;
+                     const std::int64_t some = std::min(tiles - g, end - begin), j = g * vnni::tile;
+                     const std::int64_t r = first(i), n = rows(i), width = std::min(some * vnni::tile, o - j);
+                     const std::int64_t at = row_at[static_cast<std::size_t>(i)] * pieces;
+                     const storage_matrix<const W> w = weight(i).rows(j, width);
+                     const vnni::packed_rows own{digits.get() + 2 * at, few_more.get() + at};
+                     float* const out = y.data + r * y.stride[0] + j;
+                     if (k > 0 && n == 1) vnni::product<1, W>(own, w, out, y.stride[0]);
+                     if (k > 0 && n == 2) vnni::product<2, W>(own, w, out, y.stride[0]);
+                     repeat_unusual<W, X>(x.rows(r, n), strange.get() + r, w, out, y.stride[0]);
+                     begin += some;
+                   }
+                 });
   for_each_block(
       p, count, o, k, [&](std::int64_t i) { return is_few(i) ? 0 : rows(i); },
       [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {

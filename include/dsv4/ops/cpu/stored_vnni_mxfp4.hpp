@@ -30,9 +30,9 @@ namespace dsv4::detail::vnni_mxfp4 {
   [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx512vnni,gfni,avx2,fma"), \
     gnu::always_inline]] static inline
 
-/// Rows of inputs that a product takes, at most; rows of weights of a tile, and of a group of tiles that
-/// share what is loaded of x; columns of a piece, a line of codes, and of a block.
-inline constexpr std::int64_t most_rows = 2, tile = 16, group = 2 * tile, piece = 128, block = 32;
+/// Rows of inputs that a product takes, at most; rows of weights of a tile; columns of a piece, a line of
+/// codes, and of a block; how many bytes ahead of what is multiplied each row of codes is fetched.
+inline constexpr std::int64_t most_rows = 2, tile = 16, piece = 128, block = 32, bytes_ahead = 512;
 constexpr std::int64_t pieces(std::int64_t k) { return (k + piece - 1) / piece; }
 constexpr std::int64_t blocks(std::int64_t k) { return (k + block - 1) / block; }
 
@@ -149,11 +149,13 @@ struct packed_rows {
 };
 
 /// Sums of four blocks of four rows of weights, and pieces of x that lie `apart` from each other: row r of
-/// weights and block b in element 4 b + r. A line is fetched for every row meanwhile: that the fetches pass a
-/// register keeps the compiler from moving them together, as memory keeps up with them at an even pace only.
+/// weights and block b in element 4 b + r. From `ahead` on
+/// a line is fetched for every row meanwhile: that the fetches pass a register keeps
+/// the compiler from moving them together, as memory keeps up with them at an even pace only.
 template <int n>
 DSV4_LANE void multiply_four(const std::uint8_t* codes, std::int64_t stride, const std::uint8_t* ahead,
-                             const packed_piece* x, std::int64_t apart, __m512i (&to)[n]) {
+                             std::int64_t ahead_stride, const packed_piece* x, std::int64_t apart,
+                             __m512i (&to)[n]) {
   // Twice E2M1, plus 12.
   const __m512i values = _mm512_set4_epi32(0x00040608, 0x090a0b0c, 0x18141210, 0x0f0e0d0c);
   const __m512i first = _mm512_loadu_si512(codes), second = _mm512_loadu_si512(codes + stride),
@@ -173,7 +175,7 @@ DSV4_LANE void multiply_four(const std::uint8_t* codes, std::int64_t stride, con
     const __m512i low = _mm512_shuffle_epi8(values, _mm512_and_si512(v, _mm512_set1_epi8(15)));
     __m512i high = _mm512_shuffle_epi8(
         values, _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(0x1020408000000000), 0));
-    asm volatile("prefetcht1 %1" : "+v"(high) : "m"(ahead[64 * j]) : "memory");
+    asm volatile("prefetcht0 %1" : "+v"(high) : "m"(ahead[j * ahead_stride]) : "memory");
     DSV4_UNROLL for (int i = 0; i < n; ++i) {
       DSV4_UNROLL for (int d = 0; d < 3; ++d) {
         const auto& digits = x[i * apart].digits[d][j];
@@ -226,12 +228,13 @@ DSV4_LANE void by_block(const __m512i (&four)[4], __m512 (&to)[4]) {
 /// and with parts = 2 what is split off in as many behind them, all `apart` from each other.
 template <int n, int parts>
 DSV4_LANE void add_piece(const std::uint8_t* codes, std::int64_t stride, __m512i scales,
-                         const std::uint8_t* ahead, const packed_piece* x, std::int64_t apart,
-                         float (*y)[tile]) {
+                         const std::uint8_t* ahead, std::int64_t ahead_stride, const packed_piece* x,
+                         std::int64_t apart, float (*y)[tile]) {
   __m512i four[n * parts][4] = {};
   DSV4_UNROLL for (int a = 0; a < 4; ++a) {
     __m512i sums[n * parts];
-    multiply_four<n * parts>(codes + 4 * a * stride, stride, ahead + 256 * a, x, apart * 2 / parts, sums);
+    multiply_four<n * parts>(codes + 4 * a * stride, stride, ahead + 4 * a * ahead_stride, ahead_stride, x,
+                             apart * 2 / parts, sums);
     DSV4_UNROLL for (int i = 0; i < n * parts; ++i) four[i][a] = sums[i];
   }
   DSV4_UNROLL for (int i = 0; i < n; ++i) {
@@ -253,70 +256,53 @@ DSV4_LANE void add_piece(const std::uint8_t* codes, std::int64_t stride, __m512i
 template <int n>
 [[gnu::noinline]] DSV4_TARGET void add_split_piece(const std::uint8_t* codes, std::int64_t stride,
                                                    const __m512i* scales, const std::uint8_t* ahead,
-                                                   const packed_piece* x, std::int64_t apart,
-                                                   float (*y)[tile]) {
-  add_piece<n, 2>(codes, stride, *scales, ahead, x, apart, y);
+                                                   std::int64_t ahead_stride, const packed_piece* x,
+                                                   std::int64_t apart, float (*y)[tile]) {
+  add_piece<n, 2>(codes, stride, *scales, ahead, ahead_stride, x, apart, y);
 }
 
-/// Rows of weights that are multiplied side by side: [j, j + rows) of w, `next` behind them being the next.
-/// With `cold` nothing has fetched these.
+/// Adds the products of rows of x and rows [j, j + rows) of w, a tile at most, to y. Each row of codes is
+/// fetched some way ahead of itself, into the first-level cache, and at its end the one a tile behind it: the
+/// hardware follows so many rows by itself when it is shown the way.
 template <int n, class W>
-DSV4_LANE void multiply_group(const packed_rows& x, const storage_matrix<const W>& w, std::int64_t j,
-                              std::int64_t rows, std::int64_t next, bool cold, float (*y)[n][tile]) {
-  const std::int64_t k = w.extent[1], all = pieces(k), row_bytes = W::row_bytes(k), bytes_ahead = 512;
-  const int two = rows > tile;  // tiles, and not one
+DSV4_LANE void multiply_tile(const packed_rows& x, const storage_matrix<const W>& w, std::int64_t j,
+                             std::int64_t rows, float (*y)[tile]) {
+  const std::int64_t all = pieces(w.extent[1]), row_bytes = W::row_bytes(w.extent[1]);
   alignas(64) std::uint8_t part[tile][64];
-  for (std::int64_t i = 0; i < all << two; ++i) {
-    const std::int64_t p = i >> two, t = i & two, r = j + t * tile, count = std::min(tile, j + rows - r);
-    const std::uint8_t* codes = w.row(r) + p * 64;
+  for (std::int64_t p = 0; p < all; ++p) {
+    const std::int64_t left = row_bytes - p * 64;
+    const std::uint8_t* codes = w.row(j) + p * 64;
+    const std::uint8_t* const ahead =
+        bytes_ahead < left ? codes + bytes_ahead : w.row(j + tile) + (bytes_ahead - left);
+    fetch_ahead<64>(w.row_scales(j + tile) + p * 64, 0);
     std::int64_t stride = w.row_stride;
-    const std::uint8_t* ahead = codes;
-    if (next > 0) {  // in the order of addresses
-      ahead = w.row(j + rows) + i * (64 * tile);
-      if (next > rows)
-        for (std::int64_t a = 0; a < tile; ++a)
-          fetch_ahead<64>(ahead + (all << two) * (64 * tile), static_cast<int>(a));
-      fetch_ahead<64>(w.row_scales(j + rows) + i * 64, 0);
-    }
-    if (cold && p * 64 + bytes_ahead < row_bytes)
-      for (std::int64_t a = 0; a < tile; ++a) fetch_ahead<64>(codes + bytes_ahead + a * stride, 0);
-    if (count < tile || row_bytes - p * 64 < 64) [[unlikely]] {
+    if (rows < tile || left < 64) [[unlikely]] {
       std::memset(part, 0, sizeof part);
-      for (std::int64_t a = 0; a < count; ++a)
-        std::memcpy(part[a], codes + a * stride,
-                    static_cast<std::size_t>(std::min<std::int64_t>(64, row_bytes - p * 64)));
+      for (std::int64_t a = 0; a < rows; ++a)
+        std::memcpy(part[a], codes + a * stride, static_cast<std::size_t>(std::min<std::int64_t>(64, left)));
       codes = part[0], stride = 64;
     }
-    const __m512i scales = scale_words<W>(w, r, count, p);
+    const __m512i scales = scale_words<W>(w, j, rows, p);
     bool more = x.more[p];
     for (int a = 1; a < n; ++a) more = more || x.more[a * all + p];
     if (more) [[unlikely]]
-      add_split_piece<n>(codes, stride, &scales, ahead, x.data + p, all, y[t]);
+      add_split_piece<n>(codes, stride, &scales, ahead, w.row_stride, x.data + p, all, y);
     else
-      add_piece<n, 1>(codes, stride, scales, ahead, x.data + p, all, y[t]);
+      add_piece<n, 1>(codes, stride, scales, ahead, w.row_stride, x.data + p, all, y);
   }
 }
 
-/// y[n, o] = x[n, k] w[o, k]^T for n packed rows of inputs, and k > 0. `behind` rows behind w may be next.
+/// y[n, o] = x[n, k] w[o, k]^T for n packed rows of inputs, and k > 0.
 /// What it gives for unusual rows of x or w is of no meaning.
 template <int n, class W>
-DSV4_TARGET void product(const packed_rows& x, const storage_matrix<const W>& w, std::int64_t behind,
-                         float* y, std::int64_t ldy) {
+DSV4_TARGET void product(const packed_rows& x, const storage_matrix<const W>& w, float* y, std::int64_t ldy) {
   const std::int64_t o = w.extent[0];
-  thread_local const std::uint8_t* fetched = nullptr;  // the row that the last product had fetched
-  const bool cold = fetched != w.row(0);
-  for (std::int64_t j = 0, rows; j < o; j += rows) {
-    // What nothing has fetched begins with small groups.
-    const auto size = [&](std::int64_t at) { return cold && at < group ? tile : group; };
-    rows = std::min(size(j), o - j);
-    const std::int64_t next = std::min(size(j + rows), o + behind - j - rows);
-    alignas(64) float sums[2][n][tile] = {};
-    multiply_group<n, W>(x, w, j, rows, next, cold && j == 0, sums);
-    for (std::int64_t i = 0; i < n; ++i)
-      for (std::int64_t t = 0; t * tile < rows; ++t)
-        std::copy_n(sums[t][i], std::min(tile, rows - t * tile), y + i * ldy + j + t * tile);
+  for (std::int64_t j = 0; j < o; j += tile) {
+    const std::int64_t rows = std::min(tile, o - j);
+    alignas(64) float sums[n][tile] = {};
+    multiply_tile<n, W>(x, w, j, rows, sums);
+    for (std::int64_t i = 0; i < n; ++i) std::copy_n(sums[i], rows, y + i * ldy + j);
   }
-  fetched = w.row(o);
 }
 
 #undef DSV4_LANE
