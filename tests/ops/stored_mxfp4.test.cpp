@@ -5,6 +5,7 @@
 #include <dsv4/ops/cpu/linear.hpp>
 #include <dsv4/ops/linear.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -131,6 +132,39 @@ TEMPLATE_TEST_CASE("a block's sum is rounded once, whatever is in it", "[stored_
     CHECK(wrong == 0);
     CHECK(same_in_every_batch(of));
   }
+}
+
+// Of split itself: tiles may add more precisely than they are specified to, and then products do not tell.
+TEST_CASE("what a block of FP8 is split into has exact sums with MXFP4", "[stored_mxfp4]") {
+  if (!tiles<mxfp4>()) return;
+  std::mt19937 random(3);
+  std::int64_t wrong = 0, split = 0;
+  for (std::int64_t t = 0; t < 4000; ++t) {
+    const std::int64_t k = t % 3 == 0 ? 31 : 32;
+    std::uint8_t own[32], parts[2][32];
+    for (std::int64_t c = 0; c < k; ++c) {
+      const auto any = static_cast<std::uint8_t>(random() % 0x7f | (random() & 0x80));
+      own[c] = t % 2 ? any : c < t / 2 % 33 ? 0x7e : static_cast<std::uint8_t>(1 + t / 66 % 16);
+    }
+    bool needed = false;
+    const bool is_split = detail::vnni_mxfp4::split(own, k, parts[0], parts[1], &needed);
+    bool right = is_split == needed;
+    for (const auto& part : parts) {
+      std::int64_t sum = 0,
+                   bits = 0;  // the largest that weights of 6 give, as integers; bits of all products
+      for (std::int64_t c = 0; c < k; ++c) {
+        const auto v = static_cast<std::int64_t>(std::abs(to_double(e4m3::from_bits(part[c]))) * 512);
+        sum += 12 * v, bits |= v;
+      }
+      right = right && sum <= (std::int64_t{1} << 24) * std::max<std::int64_t>(bits & -bits, 1);
+    }
+    for (std::int64_t c = 0; c < k; ++c)
+      right = right && (parts[0][c] | parts[1][c]) == own[c] && (parts[0][c] == 0 || parts[1][c] == 0) &&
+              (needed || parts[1][c] == 0);
+    wrong += !right, split += is_split;
+  }
+  CHECK(wrong == 0);
+  CHECK(split > 0);
 }
 
 TEMPLATE_TEST_CASE("a row by MXFP4 has the same bits in every batch, however far its numbers lie apart",
