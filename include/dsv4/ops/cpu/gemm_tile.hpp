@@ -33,6 +33,19 @@ struct dense_rows {
   }
 };
 
+/// The same while half as many columns of something else, from `next` on, are brought near: evenly, for lines
+/// asked for in bursts wait for each other.
+template <class T>
+struct fetching_rows : dense_rows<T> {
+  static constexpr std::int64_t step = lanes<T>::width;
+  const T* next;
+
+  DSV4_LANE void prefetch(int j, std::int64_t c, const fetching_rows& w) {
+    if (j == 0) __builtin_prefetch(w.next + c / 2, 0, 2);
+    asm volatile("");  // else GCC drops calls of what seems to have no effect
+  }
+};
+
 /// What is read next, `rows` of `columns` elements: every tile has a few lines of it fetched.
 template <class T>
 struct rows_ahead {
@@ -111,6 +124,7 @@ DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int6
   }
 }
 
+/// RX rows of y; the first tiles bring the RX rows of x near that come next.
 template <class T, int RX>
 DSV4_TARGET void dot_rows(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t o,
                           std::int64_t k, T* y, std::int64_t ldy, bool add, rows_ahead<T>& ahead) {
@@ -118,7 +132,8 @@ DSV4_TARGET void dot_rows(const T* x, std::int64_t ldx, const T* w, std::int64_t
   std::int64_t j = 0;
   for (; j + 4 <= o; j += 4) {
     rows_ahead<T>::fetch(ahead);
-    dot_tile<T, RX, 4>(x, ldx, rows{w + j * ldw, ldw}, k, y + j, ldy, add);
+    const T* const next = j < 8 * RX ? x + (RX + j / 8) * ldx + j / 4 % 2 * (k / 2) : x;
+    dot_tile<T, RX, 4>(x, ldx, fetching_rows<T>{{w + j * ldw, ldw}, next}, k, y + j, ldy, add);
   }
   for (; j < o; ++j)
     for (int i = 0; i < RX; ++i)

@@ -8,6 +8,7 @@
 #include <dsv4/ops/cpu/stored_avx512.hpp>
 #include <dsv4/ops/cpu/stored_bf16.hpp>
 #include <dsv4/ops/cpu/stored_portable.hpp>
+#include <dsv4/ops/cpu/stored_vnni_mxfp4.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -87,9 +88,9 @@ void stored_gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std:
       [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
         const stored_problem<T, W> g = problem(i);
         // Kept between calls: fresh memory of this size costs page faults every time.
-        thread_local const std::unique_ptr<T[]> scratch(new T[stored_scratch<T>]);
-        kernels.product(g.x + n0 * g.ldx, g.ldx, n, g.w.rows(o0, width), scratch.get(), g.y + n0 * g.ldy + o0,
-                        g.ldy);
+        thread_local buffer<T> scratch(stored_scratch<T>);
+        kernels.product(g.x + n0 * g.ldx, g.ldx, n, g.w.rows(o0, width), scratch.data(),
+                        g.y + n0 * g.ldy + o0, g.ldy);
       });
 }
 
@@ -108,6 +109,130 @@ bool bf16_products() {
 }
 
 #if DSV4_X86_KERNELS
+/// Computes what is unusual of y = x w^T again, in float. What that is depends on the numbers of a row only.
+template <class W, class X>
+void repeat_unusual(const storage_matrix<const X>& x, const bool* strange, const storage_matrix<const W>& w,
+                    float* y, std::int64_t ldy) {
+  const std::int64_t n = x.extent[0], o = w.extent[0], k = x.extent[1];
+  const auto again = [&](std::int64_t r, std::int64_t rs, std::int64_t j, std::int64_t js) {
+    const std::unique_ptr<float[]> wide(new float[static_cast<std::size_t>(rs * k) + stored_scratch<float>]);
+    decode_rows<float, X>(x.rows(r, rs), wide.get());
+    for (std::int64_t i = 0; i < js; i += stored_block_rows)
+      best_stored_kernels<float, W>().product(wide.get(), k, rs,
+                                              w.rows(j + i, std::min(js - i, stored_block_rows)),
+                                              wide.get() + rs * k, y + r * ldy + j + i, ldy);
+  };
+  if (k == 0) return again(0, n, 0, o);
+  const std::int64_t scales = W::scale_columns(k);
+  const bool dense = W::block_rows == 1 && w.scale_row_stride == scales;
+  if (!dense || avx512_bf16::unusual(w.row_scales(0), o * scales))
+    for (std::int64_t j = 0; j < o; ++j)
+      if (avx512_bf16::unusual(w.row_scales(j), scales)) again(0, n, j, 1);
+  for (std::int64_t r = 0; r < n; ++r)
+    if (strange[r]) again(r, 1, 0, o);
+}
+
+/// bf16_gemm_nt for MXFP4 where there are tiles: they take products of more than a few rows of x.
+template <class W, class X, class First, class Rows, class Weight>
+void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
+                   const matrix_view<float>& y, const First& first, const Rows& rows, const Weight& weight) {
+  namespace vnni = vnni_mxfp4;
+  const std::int64_t o = y.extent[1], k = x.extent[1], pieces = vnni::pieces(k), parts = vnni::blocks(k);
+  const std::int64_t columns = avx512_bf16::packed_columns(k), steps = columns / 32;
+  const auto is_few = [&](std::int64_t i) { return rows(i) <= vnni::most_rows; };
+  struct block {
+    std::int64_t product, row, rows;  // within the product
+  };
+  std::vector<block> blocks;
+  // Products of few rows; where the rows of each product begin among those of its kind, and its blocks.
+  std::vector<std::int64_t> few, row_at, block_at;
+  std::int64_t few_rows = 0, many_rows = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t n = rows(i);
+    std::int64_t& at = is_few(i) ? few_rows : many_rows;
+    if (is_few(i) && n > 0) few.push_back(i);
+    row_at.push_back(at), block_at.push_back(static_cast<std::int64_t>(blocks.size()));
+    at += n;
+    for (std::int64_t r = 0; r < n; r += amx::tile) blocks.push_back({i, r, std::min(amx::tile, n - r)});
+  }
+  const auto elements = static_cast<std::size_t>(amx::packed_elements(many_rows, k));
+  const std::unique_ptr<vnni::packed_piece[]> digits(
+      new vnni::packed_piece[static_cast<std::size_t>(2 * few_rows * pieces)]);
+  const std::unique_ptr<std::uint16_t[]> packed(new std::uint16_t[elements]),
+      rest(new std::uint16_t[elements]);
+  const std::unique_ptr<bool[]> few_more(new bool[static_cast<std::size_t>(few_rows * pieces)]()),
+      many_more(new bool[blocks.size() * static_cast<std::size_t>(steps)]()),
+      strange(new bool[static_cast<std::size_t>(x.extent[0])]);
+  const auto pack = [&](std::int64_t index, std::uint8_t* codes, std::uint16_t* room, bool* needed) {
+    const block b = blocks[static_cast<std::size_t>(index)];
+    const std::int64_t r = first(b.product) + b.row;
+    const std::int64_t to = row_at[static_cast<std::size_t>(b.product)] + b.row;
+    storage_matrix<const X> large = x.rows(r, b.rows), small = large;
+    large.codes = codes, small.codes = codes + b.rows * k;
+    large.row_stride = small.row_stride = k;
+    bool any = false;
+    for (std::int64_t i = 0; i < b.rows; ++i)
+      any |= vnni::split(x.row(r + i), k, codes + i * k, codes + (b.rows + i) * k, needed + i * parts);
+    if (is_few(b.product)) {
+      for (std::int64_t i = 0; i < b.rows; ++i) {
+        vnni::packed_piece* const piece = digits.get() + 2 * (to + i) * pieces;
+        strange[static_cast<std::size_t>(r + i)] =
+            vnni::pack(large.row(i), large.row_scales(i), k, piece) ||
+            avx512_bf16::unusual(x.row_scales(r + i), X::scale_columns(k));
+        if (any) vnni::pack(small.row(i), small.row_scales(i), k, piece + pieces);
+        for (std::int64_t c = 0; c < parts; ++c)
+          few_more[static_cast<std::size_t>((to + i) * pieces + c / 4)] |= needed[i * parts + c];
+      }
+    } else {
+      amx::pack_block<W, X>(large, room, packed.get() + to * columns, strange.get() + r);
+      bool no_strange[amx::tile];
+      if (any) amx::pack_block<W, X>(small, room, rest.get() + to * columns, no_strange);
+      for (std::int64_t c = 0; c < b.rows * parts; ++c)
+        many_more[static_cast<std::size_t>(index * steps + c % parts)] |= needed[c];
+    }
+  };
+  if (k > 0)
+    p.parallel_for(static_cast<std::int64_t>(blocks.size()), 1 + 4096 / k,
+                   [&](std::int64_t begin, std::int64_t end) {
+                     const auto size = static_cast<std::size_t>(amx::tile * columns);
+                     const std::unique_ptr<std::uint8_t[]> codes(new std::uint8_t[2 * size]);
+                     const std::unique_ptr<std::uint16_t[]> room(new std::uint16_t[size]);
+                     const std::unique_ptr<bool[]> needed(new bool[size]);
+                     for (; begin < end; ++begin) pack(begin, codes.get(), room.get(), needed.get());
+                   });
+  const std::int64_t tiles = (o + vnni::tile - 1) / vnni::tile;
+  p.parallel_for(static_cast<std::int64_t>(few.size()) * tiles, 1 + 32768 / (vnni::tile * (k + 1)),
+                 [&](std::int64_t begin, std::int64_t end) {
+                   while (begin < end) {
+                     const std::int64_t i = few[static_cast<std::size_t>(begin / tiles)], g = begin % tiles;
+                     const std::int64_t some = std::min(tiles - g, end - begin), j = g * vnni::tile;
+                     const std::int64_t r = first(i), n = rows(i), width = std::min(some * vnni::tile, o - j);
+                     const std::int64_t at = row_at[static_cast<std::size_t>(i)] * pieces;
+                     const storage_matrix<const W> w = weight(i).rows(j, width);
+                     const vnni::packed_rows own{digits.get() + 2 * at, few_more.get() + at};
+                     float* const out = y.data + r * y.stride[0] + j;
+                     if (k > 0 && n == 1) vnni::product<1, W>(own, w, out, y.stride[0]);
+                     if (k > 0 && n == 2) vnni::product<2, W>(own, w, out, y.stride[0]);
+                     repeat_unusual<W, X>(x.rows(r, n), strange.get() + r, w, out, y.stride[0]);
+                     begin += some;
+                   }
+                 });
+  for_each_block(
+      p, count, o, k, [&](std::int64_t i) { return is_few(i) ? 0 : rows(i); },
+      [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
+        thread_local const std::unique_ptr<amx::scratch> scratch(new amx::scratch);
+        const std::int64_t r = first(i) + n0, at = (row_at[static_cast<std::size_t>(i)] + n0) * columns;
+        const storage_matrix<const W> w = weight(i).rows(o0, width);
+        const bool* const more =
+            many_more.get() + (block_at[static_cast<std::size_t>(i)] + n0 / amx::tile) * steps;
+        float* const out = y.data + r * y.stride[0] + o0;
+        if (k > 0)
+          amx::product<W>({packed.get() + at, rest.get() + at, more}, n, w, *scratch, out, y.stride[0]);
+        repeat_unusual<W, X>(x.rows(r, n), strange.get() + r, w, out, y.stride[0]);
+      },
+      amx::tile);
+}
+
 /// The products of stored_gemm_nt with x rows that first(i) tells, rows(i) many, by bf16 kernels: with
 /// `tiles` those of AMX.
 template <class W, class X, class First, class Rows, class Weight>
@@ -115,6 +240,9 @@ void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<c
                   const matrix_view<float>& y, const First& first, const Rows& rows, const Weight& weight,
                   bool tiles = amx::available()) {
   static_assert(amx::most_rows >= most_block_rows && most_block_rows % amx::tile == 0);
+  if constexpr (W::packed) {
+    if (tiles) return mxfp4_gemm_nt<W, X>(p, count, x, y, first, rows, weight);
+  }
   const std::int64_t all = x.extent[0], o = y.extent[1], k = x.extent[1];
   const std::int64_t columns = avx512_bf16::packed_columns(k);
   const std::unique_ptr<std::uint16_t[]> packed(
@@ -149,25 +277,13 @@ void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<c
         float* const out = y.data + r0 * y.stride[0] + o0;
         if (k > 0 && tiles) {
           thread_local const std::unique_ptr<amx::scratch> scratch(new amx::scratch);
-          amx::product<W>(packed.get() + r0 * columns, n, w, *scratch, out, y.stride[0]);
+          amx::product<W>({packed.get() + r0 * columns, nullptr, nullptr}, n, w, *scratch, out, y.stride[0]);
         } else if (k > 0) {
           thread_local const std::unique_ptr<std::uint16_t[]> scratch(
               new std::uint16_t[stored_block_rows * avx512_bf16::scratch_stride]);
           avx512_bf16::product<W>(packed.get() + r0 * columns, n, w, scratch.get(), out, y.stride[0]);
         }
-        // Unusual rows again, in float. Which they are is a matter of their own numbers only.
-        const auto again = [&](std::int64_t r, std::int64_t rs, std::int64_t j, std::int64_t js) {
-          const std::unique_ptr<float[]> wide(
-              new float[static_cast<std::size_t>(rs * k) + stored_scratch<float>]);
-          decode_rows<float, X>(x.rows(r0 + r, rs), wide.get());
-          best_stored_kernels<float, W>().product(wide.get(), k, rs, w.rows(j, js), wide.get() + rs * k,
-                                                  out + r * y.stride[0] + j, y.stride[0]);
-        };
-        if (k == 0) return again(0, n, 0, width);
-        for (std::int64_t j = 0; j < width; ++j)
-          if (avx512_bf16::unusual(w.row_scales(j), W::scale_columns(k))) again(0, n, j, 1);
-        for (std::int64_t r = 0; r < n; ++r)
-          if (strange[static_cast<std::size_t>(r0 + r)]) again(r, 1, 0, width);
+        repeat_unusual<W, X>(x.rows(r0, n), strange.get() + r0, w, out, y.stride[0]);
       },
       tiles ? amx::tile : 1);
 }
