@@ -27,7 +27,6 @@ struct lanes<float> {
   static constexpr int width = 8;
   static constexpr int tile_rows = 3, outer_rows = 6, outer_vectors = 2;
   static constexpr std::int64_t outer_depth = 256;
-  static constexpr bool reduces_rows = false;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+x"(v)); }
   DSV4_LANE vec zero() { return _mm256_setzero_ps(); }
@@ -82,7 +81,6 @@ struct lanes<double> {
   static constexpr int width = 4;
   static constexpr int tile_rows = 3, outer_rows = 6, outer_vectors = 2;
   static constexpr std::int64_t outer_depth = 256;
-  static constexpr bool reduces_rows = false;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+x"(v)); }
   DSV4_LANE vec zero() { return _mm256_setzero_pd(); }

@@ -28,7 +28,6 @@ struct lanes<float> {
   static constexpr int width = 16;
   static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
-  static constexpr bool reduces_rows = true;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
   DSV4_LANE vec zero() { return _mm512_setzero_ps(); }
@@ -122,7 +121,6 @@ struct lanes<double> {
   static constexpr int width = 8;
   static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
-  static constexpr bool reduces_rows = false;
 
   DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
   DSV4_LANE vec zero() { return _mm512_setzero_pd(); }

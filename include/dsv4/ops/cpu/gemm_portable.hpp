@@ -23,7 +23,6 @@ struct lanes {
   static constexpr int rows = DSV4_X86_KERNELS ? 2 : 3;
   static constexpr int tile_rows = rows, outer_rows = rows, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
-  static constexpr bool reduces_rows = false;
 
   static void hold(vec&) {}
   static vec zero() { return vec{}; }

@@ -104,7 +104,7 @@ DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int6
       }
     }
   }
-  if constexpr (L::reduces_rows && RW == 4 && RX % 2 == 0) {
+  if constexpr (RX % 2 == 0 && requires { L::reduce4(acc[0], acc[0], y, ldy, add); }) {
     DSV4_UNROLL for (int i = 0; i + 4 <= RX; i += 4)
         L::reduce4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3], y + i * ldy, ldy, add);
     if constexpr (RX % 4 == 2) L::reduce4(acc[RX - 2], acc[RX - 1], y + (RX - 2) * ldy, ldy, add);
