@@ -192,14 +192,14 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
     }
   };
   if (k > 0)
-    p.parallel_for(static_cast<std::int64_t>(blocks.size()), 1 + 4096 / k,
-                   [&](std::int64_t begin, std::int64_t end) {
-                     const auto size = static_cast<std::size_t>(amx::tile * columns);
-                     const std::unique_ptr<std::uint8_t[]> codes(new std::uint8_t[2 * size]);
-                     const std::unique_ptr<std::uint16_t[]> room(new std::uint16_t[size]);
-                     const std::unique_ptr<bool[]> needed(new bool[size]);
-                     for (; begin < end; ++begin) pack(begin, codes.get(), room.get(), needed.get());
-                   });
+    p.parallel_for(
+        static_cast<std::int64_t>(blocks.size()), 1 + 4096 / k, [&](std::int64_t begin, std::int64_t end) {
+          const auto size = static_cast<std::size_t>(amx::tile * columns);
+          const std::unique_ptr<std::uint8_t[]> codes(new std::uint8_t[2 * size]);
+          const std::unique_ptr<std::uint16_t[]> room(new std::uint16_t[size]);
+          const std::unique_ptr<bool[]> needed(new bool[static_cast<std::size_t>(amx::tile * parts)]);
+          for (; begin < end; ++begin) pack(begin, codes.get(), room.get(), needed.get());
+        });
   const std::int64_t tiles = (o + vnni::tile - 1) / vnni::tile;
   p.parallel_for(static_cast<std::int64_t>(few.size()) * tiles, 1 + 32768 / (vnni::tile * (k + 1)),
                  [&](std::int64_t begin, std::int64_t end) {
