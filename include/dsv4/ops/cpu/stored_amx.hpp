@@ -101,10 +101,6 @@ struct alignas(64) configuration {
   asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"(std::int64_t{stride}) : "memory")
 #define DSV4_TILE_MULTIPLY_ADD(sum, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
 
-/// How many bytes ahead of what is decoded each row is fetched, into the first-level cache. The hardware
-/// follows sixteen rows by itself when it is shown the way; at their ends it needs to be told of the next.
-inline constexpr std::int64_t bytes_ahead = 512;
-
 /// A tile of weights that is decoded piece by piece.
 template <class W>
 struct tile_rows {
@@ -121,8 +117,7 @@ struct tile_rows {
   }
   /// Before the piece from column c on. `next` rows behind these come next.
   DSV4_LANE void open(const storage_matrix<const W>& w, std::int64_t c, std::int64_t next, tile_rows& t) {
-    const std::int64_t left = W::row_bytes(w.extent[1]) - W::row_bytes(c);
-    t.ahead = bytes_ahead < left ? bytes_ahead : bytes_ahead - left + next * w.row_stride - W::row_bytes(c);
+    t.ahead = avx512_bf16::fetch_distance<W>(w, W::row_bytes(c), next);
     if (c % avx512_bf16::chunk == 0)
       rows::open(w, t.first, c, std::min(avx512_bf16::chunk, w.extent[1] - c), t.opened);
   }

@@ -31,8 +31,8 @@ namespace dsv4::detail::vnni_mxfp4 {
     gnu::always_inline]] static inline
 
 /// Rows of inputs that a product takes, at most; rows of weights of a tile; columns of a piece, a line of
-/// codes, and of a block; how many bytes ahead of what is multiplied each row of codes is fetched.
-inline constexpr std::int64_t most_rows = 2, tile = 16, piece = 128, block = 32, bytes_ahead = 512;
+/// codes, and of a block.
+inline constexpr std::int64_t most_rows = 2, tile = 16, piece = 128, block = 32;
 constexpr std::int64_t pieces(std::int64_t k) { return (k + piece - 1) / piece; }
 constexpr std::int64_t blocks(std::int64_t k) { return (k + block - 1) / block; }
 
@@ -261,9 +261,7 @@ template <int n>
   add_piece<n, 2>(codes, stride, *scales, ahead, ahead_stride, x, apart, y);
 }
 
-/// Adds the products of rows of x and rows [j, j + rows) of w, a tile at most, to y. Each row of codes is
-/// fetched some way ahead of itself, into the first-level cache, and at its end the one a tile behind it: the
-/// hardware follows so many rows by itself when it is shown the way.
+/// Adds the products of rows of x and rows [j, j + rows) of w, a tile at most, to y.
 template <int n, class W>
 DSV4_LANE void multiply_tile(const packed_rows& x, const storage_matrix<const W>& w, std::int64_t j,
                              std::int64_t rows, float (*y)[tile]) {
@@ -272,8 +270,7 @@ DSV4_LANE void multiply_tile(const packed_rows& x, const storage_matrix<const W>
   for (std::int64_t p = 0; p < all; ++p) {
     const std::int64_t left = row_bytes - p * 64;
     const std::uint8_t* codes = w.row(j) + p * 64;
-    const std::uint8_t* const ahead =
-        bytes_ahead < left ? codes + bytes_ahead : w.row(j + tile) + (bytes_ahead - left);
+    const std::uint8_t* const ahead = codes + avx512_bf16::fetch_distance<W>(w, p * 64, tile);
     fetch_ahead<64>(w.row_scales(j + tile) + p * 64, 0);
     std::int64_t stride = w.row_stride;
     if (rows < tile || left < 64) [[unlikely]] {
