@@ -13,3 +13,12 @@
 #else
 #define DSV4_X86_KERNELS 0
 #endif
+
+/// In a loop that waits: leaves the core to the thread beside this one for some tens of nanoseconds.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DSV4_PAUSE() asm volatile("pause")
+#elif defined(__aarch64__) && defined(__GNUC__)
+#define DSV4_PAUSE() asm volatile("isb")
+#else
+#define DSV4_PAUSE() static_cast<void>(0)
+#endif
