@@ -2,6 +2,7 @@
 /// Threaded matrix products with narrow weights; of their rounding holds what gemm.hpp says.
 #pragma once
 
+#include <dsv4/exec/workspace.hpp>
 #include <dsv4/ops/cpu/gemm.hpp>
 #include <dsv4/ops/cpu/stored_amx.hpp>
 #include <dsv4/ops/cpu/stored_avx2.hpp>
@@ -109,6 +110,13 @@ bool bf16_products() {
 }
 
 #if DSV4_X86_KERNELS
+/// What a product works in, of the calling thread. Kept between calls, as fresh memory costs page faults, and
+/// giving it back stops the other threads.
+inline workspace& kept_workspace() {
+  thread_local workspace kept;
+  return kept;
+}
+
 /// Computes what is unusual of y = x w^T again, in float. What that is depends on the numbers of a row only.
 template <class W, class X>
 void repeat_unusual(const storage_matrix<const X>& x, const bool* strange, const storage_matrix<const W>& w,
@@ -155,14 +163,18 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
     at += n;
     for (std::int64_t r = 0; r < n; r += amx::tile) blocks.push_back({i, r, std::min(amx::tile, n - r)});
   }
-  const auto elements = static_cast<std::size_t>(amx::packed_elements(many_rows, k));
-  const std::unique_ptr<vnni::packed_piece[]> digits(
-      new vnni::packed_piece[static_cast<std::size_t>(2 * few_rows * pieces)]);
-  const std::unique_ptr<std::uint16_t[]> packed(new std::uint16_t[elements]),
-      rest(new std::uint16_t[elements]);
-  const std::unique_ptr<bool[]> few_more(new bool[static_cast<std::size_t>(few_rows * pieces)]()),
-      many_more(new bool[blocks.size() * static_cast<std::size_t>(steps)]()),
-      strange(new bool[static_cast<std::size_t>(x.extent[0])]);
+  workspace& kept = kept_workspace();
+  const workspace::scope scope(kept);
+  const std::int64_t elements = amx::packed_elements(many_rows, k);
+  const auto all_blocks = static_cast<std::int64_t>(blocks.size());
+  vnni::packed_piece* const digits = kept.take<vnni::packed_piece>(2 * few_rows * pieces).data;
+  std::uint16_t* const packed = kept.take<std::uint16_t>(elements).data;
+  std::uint16_t* const rest = kept.take<std::uint16_t>(elements).data;
+  bool* const few_more = kept.take<bool>(few_rows * pieces).data;
+  bool* const many_more = kept.take<bool>(all_blocks * steps).data;
+  bool* const strange = kept.take<bool>(x.extent[0]).data;
+  std::fill_n(few_more, few_rows * pieces, false);
+  std::fill_n(many_more, all_blocks * steps, false);
   const auto pack = [&](std::int64_t index, std::uint8_t* codes, std::uint16_t* room, bool* needed) {
     const block b = blocks[static_cast<std::size_t>(index)];
     const std::int64_t r = first(b.product) + b.row;
@@ -175,31 +187,28 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
       any |= vnni::split(x.row(r + i), k, codes + i * k, codes + (b.rows + i) * k, needed + i * parts);
     if (is_few(b.product)) {
       for (std::int64_t i = 0; i < b.rows; ++i) {
-        vnni::packed_piece* const piece = digits.get() + 2 * (to + i) * pieces;
-        strange[static_cast<std::size_t>(r + i)] =
-            vnni::pack(large.row(i), large.row_scales(i), k, piece) ||
-            avx512_bf16::unusual(x.row_scales(r + i), X::scale_columns(k));
+        vnni::packed_piece* const piece = digits + 2 * (to + i) * pieces;
+        strange[r + i] = vnni::pack(large.row(i), large.row_scales(i), k, piece) ||
+                         avx512_bf16::unusual(x.row_scales(r + i), X::scale_columns(k));
         if (any) vnni::pack(small.row(i), small.row_scales(i), k, piece + pieces);
-        for (std::int64_t c = 0; c < parts; ++c)
-          few_more[static_cast<std::size_t>((to + i) * pieces + c / 4)] |= needed[i * parts + c];
+        for (std::int64_t c = 0; c < parts; ++c) few_more[(to + i) * pieces + c / 4] |= needed[i * parts + c];
       }
     } else {
-      amx::pack_block<W, X>(large, room, packed.get() + to * columns, strange.get() + r);
+      amx::pack_block<W, X>(large, room, packed + to * columns, strange + r);
       bool no_strange[amx::tile];
-      if (any) amx::pack_block<W, X>(small, room, rest.get() + to * columns, no_strange);
-      for (std::int64_t c = 0; c < b.rows * parts; ++c)
-        many_more[static_cast<std::size_t>(index * steps + c % parts)] |= needed[c];
+      if (any) amx::pack_block<W, X>(small, room, rest + to * columns, no_strange);
+      for (std::int64_t c = 0; c < b.rows * parts; ++c) many_more[index * steps + c % parts] |= needed[c];
     }
   };
   if (k > 0)
-    p.parallel_for(
-        static_cast<std::int64_t>(blocks.size()), 1 + 4096 / k, [&](std::int64_t begin, std::int64_t end) {
-          const auto size = static_cast<std::size_t>(amx::tile * columns);
-          const std::unique_ptr<std::uint8_t[]> codes(new std::uint8_t[2 * size]);
-          const std::unique_ptr<std::uint16_t[]> room(new std::uint16_t[size]);
-          const std::unique_ptr<bool[]> needed(new bool[static_cast<std::size_t>(amx::tile * parts)]);
-          for (; begin < end; ++begin) pack(begin, codes.get(), room.get(), needed.get());
-        });
+    p.parallel_for(all_blocks, 1 + 4096 / k, [&](std::int64_t begin, std::int64_t end) {
+      workspace& own = kept_workspace();
+      const workspace::scope task(own);
+      std::uint8_t* const codes = own.take<std::uint8_t>(2 * amx::tile * columns).data;
+      std::uint16_t* const room = own.take<std::uint16_t>(amx::tile * columns).data;
+      bool* const needed = own.take<bool>(amx::tile * parts).data;
+      for (; begin < end; ++begin) pack(begin, codes, room, needed);
+    });
   const std::int64_t tiles = (o + vnni::tile - 1) / vnni::tile;
   p.parallel_for(static_cast<std::int64_t>(few.size()) * tiles, 1 + 32768 / (vnni::tile * (k + 1)),
                  [&](std::int64_t begin, std::int64_t end) {
@@ -209,11 +218,11 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
                      const std::int64_t r = first(i), n = rows(i), width = std::min(some * vnni::tile, o - j);
                      const std::int64_t at = row_at[static_cast<std::size_t>(i)] * pieces;
                      const storage_matrix<const W> w = weight(i).rows(j, width);
-                     const vnni::packed_rows own{digits.get() + 2 * at, few_more.get() + at};
+                     const vnni::packed_rows own{digits + 2 * at, few_more + at};
                      float* const out = y.data + r * y.stride[0] + j;
                      if (k > 0 && n == 1) vnni::product<1, W>(own, w, out, y.stride[0]);
                      if (k > 0 && n == 2) vnni::product<2, W>(own, w, out, y.stride[0]);
-                     repeat_unusual<W, X>(x.rows(r, n), strange.get() + r, w, out, y.stride[0]);
+                     repeat_unusual<W, X>(x.rows(r, n), strange + r, w, out, y.stride[0]);
                      begin += some;
                    }
                  });
@@ -223,12 +232,10 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
         thread_local const std::unique_ptr<amx::scratch> scratch(new amx::scratch);
         const std::int64_t r = first(i) + n0, at = (row_at[static_cast<std::size_t>(i)] + n0) * columns;
         const storage_matrix<const W> w = weight(i).rows(o0, width);
-        const bool* const more =
-            many_more.get() + (block_at[static_cast<std::size_t>(i)] + n0 / amx::tile) * steps;
+        const bool* const more = many_more + (block_at[static_cast<std::size_t>(i)] + n0 / amx::tile) * steps;
         float* const out = y.data + r * y.stride[0] + o0;
-        if (k > 0)
-          amx::product<W>({packed.get() + at, rest.get() + at, more}, n, w, *scratch, out, y.stride[0]);
-        repeat_unusual<W, X>(x.rows(r, n), strange.get() + r, w, out, y.stride[0]);
+        if (k > 0) amx::product<W>({packed + at, rest + at, more}, n, w, *scratch, out, y.stride[0]);
+        repeat_unusual<W, X>(x.rows(r, n), strange + r, w, out, y.stride[0]);
       },
       amx::tile);
 }
@@ -245,9 +252,10 @@ void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<c
   }
   const std::int64_t all = x.extent[0], o = y.extent[1], k = x.extent[1];
   const std::int64_t columns = avx512_bf16::packed_columns(k);
-  const std::unique_ptr<std::uint16_t[]> packed(
-      new std::uint16_t[static_cast<std::size_t>(amx::packed_elements(all, k))]);
-  const std::unique_ptr<bool[]> strange(new bool[static_cast<std::size_t>(all)]);
+  workspace& kept = kept_workspace();
+  const workspace::scope scope(kept);
+  std::uint16_t* const packed = kept.take<std::uint16_t>(amx::packed_elements(all, k)).data;
+  bool* const strange = kept.take<bool>(all).data;
   if (tiles) {
     std::vector<std::pair<std::int64_t, std::int64_t>> blocks;  // first row, rows
     for (std::int64_t i = 0; i < count; ++i)
@@ -255,18 +263,17 @@ void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<c
         blocks.emplace_back(first(i) + r, std::min(amx::tile, rows(i) - r));
     p.parallel_for(static_cast<std::int64_t>(blocks.size()), 1 + 4096 / (k + 1),
                    [&](std::int64_t begin, std::int64_t end) {
-                     std::unique_ptr<std::uint16_t[]> room(
-                         new std::uint16_t[static_cast<std::size_t>(amx::tile * columns)]);
+                     workspace& own = kept_workspace();
+                     const workspace::scope task(own);
+                     std::uint16_t* const room = own.take<std::uint16_t>(amx::tile * columns).data;
                      for (; begin < end; ++begin) {
                        const auto [r, n] = blocks[static_cast<std::size_t>(begin)];
-                       amx::pack_block<W, X>(x.rows(r, n), room.get(), packed.get() + r * columns,
-                                             strange.get() + r);
+                       amx::pack_block<W, X>(x.rows(r, n), room, packed + r * columns, strange + r);
                      }
                    });
   } else {
     p.parallel_for(all, 1 + 65536 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
-      avx512_bf16::pack<W, X>(x.rows(begin, end - begin), packed.get() + begin * columns,
-                              strange.get() + begin);
+      avx512_bf16::pack<W, X>(x.rows(begin, end - begin), packed + begin * columns, strange + begin);
     });
   }
   for_each_block(
@@ -277,13 +284,13 @@ void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<c
         float* const out = y.data + r0 * y.stride[0] + o0;
         if (k > 0 && tiles) {
           thread_local const std::unique_ptr<amx::scratch> scratch(new amx::scratch);
-          amx::product<W>({packed.get() + r0 * columns, nullptr, nullptr}, n, w, *scratch, out, y.stride[0]);
+          amx::product<W>({packed + r0 * columns, nullptr, nullptr}, n, w, *scratch, out, y.stride[0]);
         } else if (k > 0) {
           thread_local const std::unique_ptr<std::uint16_t[]> scratch(
               new std::uint16_t[stored_block_rows * avx512_bf16::scratch_stride]);
-          avx512_bf16::product<W>(packed.get() + r0 * columns, n, w, scratch.get(), out, y.stride[0]);
+          avx512_bf16::product<W>(packed + r0 * columns, n, w, scratch.get(), out, y.stride[0]);
         }
-        repeat_unusual<W, X>(x.rows(r0, n), strange.get() + r0, w, out, y.stride[0]);
+        repeat_unusual<W, X>(x.rows(r0, n), strange + r0, w, out, y.stride[0]);
       },
       tiles ? amx::tile : 1);
 }
