@@ -66,18 +66,18 @@ double run_peak(bool bf16) { return bf16 ? run_bf16() : bench::run_fma(); }
 /// One stretch of memory that all weights lie in, far larger than the caches: what the yardstick reads too.
 constexpr std::int64_t pool_bytes = std::int64_t{640} << 20;
 std::uint8_t* pool() {
-  static const auto bytes = [] {
-    std::unique_ptr<std::uint8_t[]> p(new std::uint8_t[pool_bytes]);
+  static auto bytes = [] {
+    buffer<std::uint8_t> p(pool_bytes);
     std::uint32_t state = 1;
     for (std::int64_t i = 0; i < pool_bytes; ++i) {
       state = state * 1664525u + 1013904223u;
-      p[static_cast<std::size_t>(i)] =
+      p[i] =
           // Below 2 in E4M3 and in bf16, and no subnormal in any format: those can be slow.
           static_cast<std::uint8_t>(((state >> 24) & 0xbf) | 0x20);
     }
     return p;
   }();
-  return bytes.get();
+  return bytes.data();
 }
 void read(std::int64_t bytes) {
   constexpr std::int64_t part = 1 << 20;

@@ -105,33 +105,34 @@ struct alignas(64) configuration {
 template <class W>
 struct tile_rows {
   using rows = avx512_bf16::rows<W, tile>;
+  storage_matrix<const W> weights;
   rows opened;
-  std::int64_t first, count;
-  std::int64_t ahead;  ///< from what is decoded to what is fetched meanwhile, in bytes
-  bool shared;         ///< their scales
+  std::int64_t count;
+  strided_bytes ahead;  ///< what is fetched while a piece is decoded
+  bool shared;          ///< their scales
 
-  /// Rows [j, j + n) of w.
-  DSV4_LANE void begin(std::int64_t j, std::int64_t n, const storage_matrix<const W>& w, tile_rows& t) {
-    t.first = j, t.count = n;
-    t.shared = avx512_bf16::rows_of_block<W>(w, j, n) == n;
+  /// These rows of w.
+  DSV4_LANE void begin(const storage_matrix<const W>& w, const rows_abreast& at, tile_rows& t) {
+    t.weights = rows_at<W>(w, at), t.count = at.count;
+    t.shared = avx512_bf16::rows_of_block<W>(t.weights, 0, at.count) == at.count;
   }
-  /// Before the piece from column c on. `next` rows behind these come next.
-  DSV4_LANE void open(const storage_matrix<const W>& w, std::int64_t c, std::int64_t next, tile_rows& t) {
-    t.ahead = avx512_bf16::fetch_distance<W>(w, W::row_bytes(c), next);
+  /// Before the piece from column c on.
+  DSV4_LANE void open(const storage_matrix<const W>& w, const rows_abreast& at, std::int64_t c,
+                      tile_rows& t) {
+    t.ahead = fetched_at<W>(w, at, W::row_bytes(c));
     if (c % avx512_bf16::chunk == 0)
-      rows::open(w, t.first, c, std::min(avx512_bf16::chunk, w.extent[1] - c), t.opened);
+      rows::open(t.weights, 0, c, std::min(avx512_bf16::chunk, w.extent[1] - c), t.opened);
   }
   /// Rows [r, r + 4) of a whole piece; as much is fetched meanwhile.
   DSV4_LANE void decode_four(std::int64_t r, std::int64_t c, std::uint16_t* to, const tile_rows& t) {
     constexpr int step = static_cast<int>(avx512_bf16::step), steps = static_cast<int>(piece) / step;
     const auto within = static_cast<std::size_t>(c % avx512_bf16::chunk);
-    const std::uint8_t* ahead = t.opened.codes + W::row_bytes(static_cast<std::int64_t>(within)) + t.ahead;
     DSV4_UNROLL for (int a = 0; a < 4; ++a) {
       DSV4_UNROLL for (int i = 0; i < steps; ++i) {
         __m512i v[2];
         rows::load_step(r + a, within, i, t.opened, v);
         if (W::row_bytes(i * step) % 64 == 0)
-          __builtin_prefetch(ahead + (r + a) * t.opened.stride + W::row_bytes(i * step), 0, 3);
+          __builtin_prefetch(t.ahead.first + (r + a) * t.ahead.stride + W::row_bytes(i * step), 0, 3);
         _mm512_store_si512(to + (r + a) * piece_stride + i * step, v[0]);
         _mm512_store_si512(to + (r + a) * piece_stride + i * step + 32, v[1]);
       }
@@ -140,15 +141,14 @@ struct tile_rows {
   /// Whether decode_four serves for n columns.
   static bool whole(std::int64_t n, const tile_rows& t) { return t.shared && t.count == tile && n == piece; }
   /// All rows of n columns, at most a piece.
-  DSV4_LANE void decode(const storage_matrix<const W>& w, std::int64_t c, std::int64_t n, std::uint16_t* to,
-                        const tile_rows& t) {
+  DSV4_LANE void decode(std::int64_t c, std::int64_t n, std::uint16_t* to, const tile_rows& t) {
     if (whole(n, t)) [[likely]] {
       for (std::int64_t r = 0; r < tile; r += 4) decode_four(r, c, to, t);
       return;
     }
     for (std::int64_t r = 0; r < t.count; ++r, to += piece_stride) {
       avx512_bf16::rows<W, 1> one;
-      avx512_bf16::rows<W, 1>::open(w, t.first + r, c, n, one);
+      avx512_bf16::rows<W, 1>::open(t.weights, r, c, n, one);
       for (std::int64_t i = 0; i < n; i += avx512_bf16::step) {
         __m512i v[2];
         avx512_bf16::rows<W, 1>::load(0, i, n - i, one, v);
@@ -159,16 +159,19 @@ struct tile_rows {
   }
 };
 
-/// Writes the sums of n rows of x, which are tiles in memory: y[i, j] = sums[i / tile][j][i % tile].
-DSV4_TARGET void write_sums(const scratch& s, std::int64_t g, std::int64_t n, std::int64_t rows, float* y,
-                            std::int64_t ldy) {
+/// Writes the sums of n rows of x, which are tiles in memory: y[i, j step] = sums[i / tile][j][i % tile].
+DSV4_TARGET void write_sums(const scratch& s, std::int64_t g, std::int64_t n, std::int64_t rows,
+                            std::int64_t step, float* y, std::int64_t ldy) {
   const __m512i down =
       _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
   const auto there = static_cast<__mmask16>((1u << rows) - 1);
+  const __m512i apart =
+      _mm512_mullo_epi32(_mm512_srli_epi32(down, 4), _mm512_set1_epi32(static_cast<int>(step)));
   for (std::int64_t i = 0; i < n; ++i)
-    _mm512_mask_storeu_ps(
-        y + i * ldy, there,
-        _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, down, s.sums[i / tile][g * tile] + i % tile, 4));
+    _mm512_mask_i32scatter_ps(
+        y + i * ldy, there, apart,
+        _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, down, s.sums[i / tile][g * tile] + i % tile, 4),
+        4);
 }
 
 /// product for at most a tile of rows: sums stay in one, and each piece is multiplied while the next is
@@ -176,10 +179,10 @@ DSV4_TARGET void write_sums(const scratch& s, std::int64_t g, std::int64_t n, st
 template <class W>
 DSV4_TARGET void few(const packed_inputs& x, std::int64_t n, const storage_matrix<const W>& w, scratch& s,
                      float* y, std::int64_t ldy) {
-  const std::int64_t o = w.extent[0], k = w.extent[1], pair_bytes = 4 * n, w_bytes = 2 * piece_stride;
+  const std::int64_t k = w.extent[1], pair_bytes = 4 * n, w_bytes = 2 * piece_stride;
   tile_rows<W> t;
-  for (std::int64_t j = 0; j < o; j += tile) {
-    tile_rows<W>::begin(j, std::min(tile, o - j), w, t);
+  for (row_streams at = streams_of<W>(w); !at.done(); at.advance()) {
+    tile_rows<W>::begin(w, at, t);
     DSV4_TILE_ZERO(0);
     std::uint16_t *decoded = s.weights + tile * piece_stride, *to = s.weights;
     std::int64_t first = 0, left = 0;  // steps that are decoded and not multiplied yet
@@ -199,7 +202,7 @@ DSV4_TARGET void few(const packed_inputs& x, std::int64_t n, const storage_matri
     };
     for (std::int64_t c = 0; c < k; c += piece) {
       const std::int64_t depth = std::min(piece, k - c);
-      tile_rows<W>::open(w, c, tile, t);
+      tile_rows<W>::open(w, at, c, t);
       DSV4_TILE_STORE(7, s.sums[1], 4);  // the sums' store takes 200 ns if there was none for a microsecond
       if (left == tile / 4 && tile_rows<W>::whole(depth, t)) [[likely]] {
         for (std::int64_t i = 0; i < tile / 4; ++i) {
@@ -210,7 +213,7 @@ DSV4_TARGET void few(const packed_inputs& x, std::int64_t n, const storage_matri
           multiply_rest(i);
         }
       } else {
-        tile_rows<W>::decode(w, c, depth, to, t);
+        tile_rows<W>::decode(c, depth, to, t);
         multiply_left();
       }
       std::swap(decoded, to);
@@ -218,7 +221,7 @@ DSV4_TARGET void few(const packed_inputs& x, std::int64_t n, const storage_matri
     }
     multiply_left();
     DSV4_TILE_STORE(0, s.sums[0], 4 * tile);
-    write_sums(s, 0, n, t.count, y + j, ldy);
+    write_sums(s, 0, n, t.count, at.step, y + at.first, ldy);
   }
 }
 
@@ -285,22 +288,26 @@ DSV4_TARGET void many(const packed_inputs& x, std::int64_t n, const storage_matr
   const std::int64_t o = w.extent[0], k = w.extent[1];
   for (std::int64_t j = 0; j < o; j += 2 * tile) {
     tile_rows<W> t[2];
+    rows_abreast at[2];
     const int tiles = o - j > tile ? 2 : 1;
-    for (int g = 0; g < tiles; ++g)
-      tile_rows<W>::begin(j + g * tile, std::min(tile, o - j - g * tile), w, t[g]);
+    for (int g = 0; g < tiles; ++g) {
+      const std::int64_t first = j + g * tile;
+      at[g] = {first, std::min(tile, o - first), 1, first + 2 * tile, 1};
+      tile_rows<W>::begin(w, at[g], t[g]);
+    }
     for (std::int64_t c = 0; c < k; c += pieces * piece) {
       const std::int64_t depth = std::min(pieces * piece, k - c);
       for (std::int64_t i = 0; i * piece < depth; ++i)
         for (int g = 0; g < tiles; ++g) {
-          const std::int64_t at = c + i * piece;
-          tile_rows<W>::open(w, at, 2 * tile, t[g]);
-          tile_rows<W>::decode(w, at, std::min(piece, k - at), s.weights + (2 * i + g) * tile * piece_stride,
-                               t[g]);
+          const std::int64_t column = c + i * piece;
+          tile_rows<W>::open(w, at[g], column, t[g]);
+          tile_rows<W>::decode(column, std::min(piece, k - column),
+                               s.weights + (2 * i + g) * tile * piece_stride, t[g]);
         }
       multiply_pieces<W::packed>(x, avx512_bf16::packed_columns(k), c, n,
                                  avx512_bf16::packed_columns(depth) / 32, s);
     }
-    for (int g = 0; g < tiles; ++g) write_sums(s, g, n, t[g].count, y + j + g * tile, ldy);
+    for (int g = 0; g < tiles; ++g) write_sums(s, g, n, t[g].count, 1, y + at[g].first, ldy);
   }
 }
 

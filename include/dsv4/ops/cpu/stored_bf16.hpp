@@ -8,6 +8,7 @@
 #pragma once
 
 #include <dsv4/ops/cpu/gemm_avx512.hpp>
+#include <dsv4/ops/cpu/row_streams.hpp>
 #include <dsv4/ops/cpu/stored_portable.hpp>
 
 #include <array>
@@ -28,17 +29,6 @@ namespace dsv4::detail::avx512_bf16 {
 inline constexpr std::int64_t chunk = chunk_bytes / 2, step = 64;
 /// From one row of scratch to the next: not a multiple of 4096 bytes, which would all share few cache lines.
 inline constexpr std::int64_t scratch_stride = chunk + 32;
-
-/// Kernels that read sixteen rows of weights side by side fetch each some way ahead of itself, into the
-/// first-level cache. The hardware follows so many rows by itself when it is shown the way; at their ends it
-/// needs to be told of the next. From byte `at` of a row to what is fetched meanwhile, in bytes: in the same
-/// row or, at its end, in the row `next` rows behind it.
-template <class W>
-constexpr std::int64_t fetch_distance(const storage_matrix<const W>& w, std::int64_t at, std::int64_t next) {
-  constexpr std::int64_t ahead = 512;
-  const std::int64_t left = W::row_bytes(w.extent[1]) - at;
-  return ahead < left ? ahead : ahead - left + next * w.row_stride - at;
-}
 
 /// Whether a row with these scales is not for this file.
 DSV4_TARGET bool unusual(const e8m0* scales, std::int64_t n) {

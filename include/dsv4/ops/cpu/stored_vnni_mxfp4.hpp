@@ -261,31 +261,32 @@ template <int n>
   add_piece<n, 2>(codes, stride, *scales, ahead, ahead_stride, x, apart, y);
 }
 
-/// Adds the products of rows of x and rows [j, j + rows) of w, a tile at most, to y.
+/// Adds the products of rows of x and of the rows of w at which `at` is to y.
 template <int n, class W>
-DSV4_LANE void multiply_tile(const packed_rows& x, const storage_matrix<const W>& w, std::int64_t j,
-                             std::int64_t rows, float (*y)[tile]) {
+DSV4_LANE void multiply_tile(const packed_rows& x, const storage_matrix<const W>& w, const row_streams& at,
+                             float (*y)[tile]) {
+  const storage_matrix<const W> rows = rows_at<W>(w, at);
   const std::int64_t all = pieces(w.extent[1]), row_bytes = W::row_bytes(w.extent[1]);
   alignas(64) std::uint8_t part[tile][64];
   for (std::int64_t p = 0; p < all; ++p) {
     const std::int64_t left = row_bytes - p * 64;
-    const std::uint8_t* codes = w.row(j) + p * 64;
-    const std::uint8_t* const ahead = codes + avx512_bf16::fetch_distance<W>(w, p * 64, tile);
-    fetch_ahead<64>(w.row_scales(j + tile) + p * 64, 0);
-    std::int64_t stride = w.row_stride;
-    if (rows < tile || left < 64) [[unlikely]] {
+    const std::uint8_t* codes = rows.row(0) + p * 64;
+    const auto [ahead, ahead_stride] = fetched_at<W>(w, at, p * 64);
+    fetch_ahead<64>(w.row_scales(at.behind()) + p * 64, 0);
+    std::int64_t stride = rows.row_stride;
+    if (at.count < tile || left < 64) [[unlikely]] {
       std::memset(part, 0, sizeof part);
-      for (std::int64_t a = 0; a < rows; ++a)
+      for (std::int64_t a = 0; a < at.count; ++a)
         std::memcpy(part[a], codes + a * stride, static_cast<std::size_t>(std::min<std::int64_t>(64, left)));
       codes = part[0], stride = 64;
     }
-    const __m512i scales = scale_words<W>(w, j, rows, p);
+    const __m512i scales = scale_words<W>(rows, 0, at.count, p);
     bool more = x.more[p];
     for (int a = 1; a < n; ++a) more = more || x.more[a * all + p];
     if (more) [[unlikely]]
-      add_split_piece<n>(codes, stride, &scales, ahead, w.row_stride, x.data + p, all, y);
+      add_split_piece<n>(codes, stride, &scales, ahead, ahead_stride, x.data + p, all, y);
     else
-      add_piece<n, 1>(codes, stride, scales, ahead, w.row_stride, x.data + p, all, y);
+      add_piece<n, 1>(codes, stride, scales, ahead, ahead_stride, x.data + p, all, y);
   }
 }
 
@@ -293,12 +294,11 @@ DSV4_LANE void multiply_tile(const packed_rows& x, const storage_matrix<const W>
 /// What it gives for unusual rows of x or w is of no meaning.
 template <int n, class W>
 DSV4_TARGET void product(const packed_rows& x, const storage_matrix<const W>& w, float* y, std::int64_t ldy) {
-  const std::int64_t o = w.extent[0];
-  for (std::int64_t j = 0; j < o; j += tile) {
-    const std::int64_t rows = std::min(tile, o - j);
+  for (row_streams at = streams_of<W>(w); !at.done(); at.advance()) {
     alignas(64) float sums[n][tile] = {};
-    multiply_tile<n, W>(x, w, j, rows, sums);
-    for (std::int64_t i = 0; i < n; ++i) std::copy_n(sums[i], rows, y + i * ldy + j);
+    multiply_tile<n, W>(x, w, at, sums);
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t r = 0; r < at.count; ++r) y[i * ldy + at.first + r * at.step] = sums[i][r];
   }
 }
 
