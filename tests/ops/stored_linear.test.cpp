@@ -22,7 +22,8 @@ namespace {
 using namespace dsv4;
 using detail::instruction_set;
 
-constexpr auto every_set = {instruction_set::portable, instruction_set::avx2, instruction_set::avx512};
+constexpr auto every_set = {instruction_set::portable, instruction_set::avx2, instruction_set::avx512,
+                            instruction_set::avx512_vbmi};
 
 /// Rows [skipped, skipped + rows) of a random matrix stored as W, rows `pad` elements apart in memory. The
 /// storage ends with the last row, so that the sanitizers see a read beyond it.

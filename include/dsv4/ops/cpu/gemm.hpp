@@ -18,7 +18,7 @@
 
 namespace dsv4::detail {
 
-enum class instruction_set { portable, avx2, avx512 };
+enum class instruction_set { portable, avx2, avx512, avx512_vbmi };
 
 inline bool supported(instruction_set set) {
 #if DSV4_X86_KERNELS
@@ -29,9 +29,11 @@ inline bool supported(instruction_set set) {
   }();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   if (set == instruction_set::avx2) return avx2;
-  if (set == instruction_set::avx512)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (set == instruction_set::avx512) return avx512;
+  if (set == instruction_set::avx512_vbmi)
+    return avx512 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi");
 #endif
   return set == instruction_set::portable;
 }
@@ -97,7 +99,7 @@ class cpu_kernels {
  private:
   template <class F>
   F pick(F portable, F avx2, F avx512) const {
-    return set_ == instruction_set::avx512 ? avx512 : set_ == instruction_set::avx2 ? avx2 : portable;
+    return set_ >= instruction_set::avx512 ? avx512 : set_ == instruction_set::avx2 ? avx2 : portable;
   }
   instruction_set set_;
 };

@@ -15,16 +15,19 @@ struct rows_abreast {
   std::int64_t first = 0, count = 0, step = 1, next = 0, next_step = 1;
 };
 
-/// Goes through rows of weights, sixteen abreast at most.
+/// Goes through rows of weights, so many abreast at most.
 ///
 /// The hardware follows one stream in a page of 4096 bytes. So short rows that lie behind each other make one
 /// stream of somewhat more than a page; streams a page apart would share few sets of the cache. After the
 /// last rows come others, it is assumed, that are gone through alike.
 class row_streams : public rows_abreast {
  public:
-  static constexpr std::int64_t most = 16, stream_bytes = 5120;
+  static constexpr std::int64_t stream_bytes = 5120;
 
-  row_streams(std::int64_t rows, std::int64_t stream_rows) : rows_(rows), stream_rows_(stream_rows) { begin(0); }
+  row_streams(std::int64_t rows, std::int64_t most, std::int64_t stream_rows)
+      : rows_(rows), most_(most), stream_rows_(stream_rows) {
+    begin(0);
+  }
   bool done() const { return count == 0; }
   void advance() {
     if (left_ == 1) return begin(end());
@@ -32,20 +35,20 @@ class row_streams : public rows_abreast {
     tell_next();
   }
   /// In the order of addresses, the rows behind these streams of which as many are fetched meanwhile.
-  std::int64_t behind() const { return end() + most * (step - left_); }
+  std::int64_t behind() const { return end() + most_ * (step - left_); }
 
  private:
-  std::int64_t rows_, stream_rows_;
+  std::int64_t rows_, most_, stream_rows_;
   std::int64_t left_ = 0;  ///< rows of a stream from `first` on
 
   /// Rows of a stream that begins at row `at`: about as many as those behind it have.
   std::int64_t step_at(std::int64_t at) const {
-    const std::int64_t tiles = (rows_ - at) / most, streams = (tiles + stream_rows_ - 1) / stream_rows_;
+    const std::int64_t tiles = (rows_ - at) / most_, streams = (tiles + stream_rows_ - 1) / stream_rows_;
     return tiles == 0 ? 1 : (tiles + streams - 1) / streams;
   }
   std::int64_t end() const { return first + left_ + (count - 1) * step; }
   void begin(std::int64_t at) {
-    first = at, count = std::min(most, rows_ - at), step = left_ = step_at(at);
+    first = at, count = std::min(most_, rows_ - at), step = left_ = step_at(at);
     tell_next();
   }
   void tell_next() {
@@ -55,9 +58,9 @@ class row_streams : public rows_abreast {
 };
 /// All rows of w. Those that share scales are read as they lie.
 template <class W>
-row_streams streams_of(const storage_matrix<const W>& w) {
+row_streams streams_of(const storage_matrix<const W>& w, std::int64_t most) {
   const std::int64_t bytes = W::row_bytes(w.extent[1]);
-  return {w.extent[0], W::block_rows > 1 ? 1 : (row_streams::stream_bytes + bytes - 1) / bytes};
+  return {w.extent[0], most, W::block_rows > 1 ? 1 : (row_streams::stream_bytes + bytes - 1) / bytes};
 }
 /// These rows of w.
 template <class W>

@@ -181,7 +181,7 @@ DSV4_TARGET void few(const packed_inputs& x, std::int64_t n, const storage_matri
                      float* y, std::int64_t ldy) {
   const std::int64_t k = w.extent[1], pair_bytes = 4 * n, w_bytes = 2 * piece_stride;
   tile_rows<W> t;
-  for (row_streams at = streams_of<W>(w); !at.done(); at.advance()) {
+  for (row_streams at = streams_of<W>(w, tile); !at.done(); at.advance()) {
     tile_rows<W>::begin(w, at, t);
     DSV4_TILE_ZERO(0);
     std::uint16_t *decoded = s.weights + tile * piece_stride, *to = s.weights;

@@ -10,6 +10,7 @@
 #include <dsv4/ops/cpu/gemm_avx512.hpp>
 #include <dsv4/ops/cpu/row_streams.hpp>
 #include <dsv4/ops/cpu/stored_portable.hpp>
+#include <dsv4/ops/cpu/stored_vbmi.hpp>
 
 #include <array>
 #include <cstdint>
@@ -18,6 +19,8 @@
 #if DSV4_X86_KERNELS
 
 namespace dsv4::detail::avx512_bf16 {
+
+using avx512_vbmi::e4m3_table, avx512_vbmi::unusual;
 
 #define DSV4_TARGET \
   [[gnu::target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16,avx2,fma")]] inline
@@ -30,25 +33,6 @@ inline constexpr std::int64_t chunk = chunk_bytes / 2, step = 64;
 /// From one row of scratch to the next: not a multiple of 4096 bytes, which would all share few cache lines.
 inline constexpr std::int64_t scratch_stride = chunk + 32;
 
-/// Whether a row with these scales is not for this file.
-DSV4_TARGET bool unusual(const e8m0* scales, std::int64_t n) {
-  __mmask64 out = 0;
-  for (std::int64_t i = 0; i < n; i += 64) {
-    const __mmask64 there = n - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (n - i)) - 1;
-    const __m512i above =
-        _mm512_sub_epi8(_mm512_maskz_loadu_epi8(there, scales + i), _mm512_set1_epi8(127 - 48));
-    out |= _mm512_mask_cmpgt_epu8_mask(there, above, _mm512_set1_epi8(96));
-  }
-  return out != 0;
-}
-
-/// The bf16 codes of the magnitudes of E4M3.
-inline constexpr auto e4m3_codes = [] {
-  std::array<std::uint16_t, 128> codes{};
-  for (unsigned i = 0; i < 128; ++i)
-    codes[i] = static_cast<std::uint16_t>(__builtin_bit_cast(unsigned, element_values<e4m3>[i]) >> 16);
-  return codes;
-}();
 /// The bf16 codes of E2M1 times every scale that is not unusual, twice each. Zeros are all +0, which is as
 /// good in sums that begin with it.
 alignas(64) inline constexpr auto e2m1_codes = [] {
@@ -60,41 +44,6 @@ alignas(64) inline constexpr auto e2m1_codes = [] {
             (__builtin_bit_cast(unsigned, element_values<e2m1>[i]) >> 16) + (scale - 127) * 128);
   return codes;
 }();
-
-/// Looks up the bf16 code of 64 values of E4M3 times one scale: the high and the low bytes of all magnitudes.
-struct e4m3_table {
-  __m512i high[2], low[2];
-
-  DSV4_LANE void make(e8m0 scale, e4m3_table& to) {
-    const __m512i shift = _mm512_set1_epi16(static_cast<short>((scale.bits - 127) * 128));
-    __m512i words[4];
-    DSV4_UNROLL for (int i = 0; i < 4; ++i) {
-      // Zero, the first, and NaN, the last, do not scale.
-      const __mmask32 number = i == 0 ? 0xfffffffeu : i == 3 ? 0x7fffffffu : 0xffffffffu;
-      const __m512i base = _mm512_loadu_si512(e4m3_codes.data() + 32 * i);
-      words[i] = _mm512_mask_add_epi16(base, number, base, shift);
-    }
-    alignas(64) static constexpr auto even_bytes = [] {
-      std::array<std::uint8_t, 64> at{};
-      for (unsigned i = 0; i < 64; ++i) at[i] = static_cast<std::uint8_t>(2 * i);
-      return at;
-    }();
-    const __m512i even = _mm512_loadu_si512(even_bytes.data()),
-                  odd = _mm512_add_epi8(even, _mm512_set1_epi8(1));
-    DSV4_UNROLL for (int i = 0; i < 2; ++i) {
-      to.low[i] = _mm512_permutex2var_epi8(words[2 * i], even, words[2 * i + 1]);
-      to.high[i] = _mm512_permutex2var_epi8(words[2 * i], odd, words[2 * i + 1]);
-    }
-  }
-  /// Within 16 columns the first 8 go to to[0], the others to to[1].
-  DSV4_LANE void look_up(const e4m3_table& table, __m512i codes, __m512i (&to)[2]) {
-    const __m512i low = _mm512_permutex2var_epi8(table.low[0], codes, table.low[1]);
-    __m512i high = _mm512_permutex2var_epi8(table.high[0], codes, table.high[1]);
-    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), 0xf8);  // high | (codes & sign)
-    to[0] = _mm512_unpacklo_epi8(low, high);
-    to[1] = _mm512_unpackhi_epi8(low, high);
-  }
-};
 
 /// R rows of a stored matrix, at most a chunk of columns, as bf16: `load` gives 64 columns in an order that
 /// is that of `order`.

@@ -9,6 +9,7 @@
 #include <dsv4/ops/cpu/stored_avx512.hpp>
 #include <dsv4/ops/cpu/stored_bf16.hpp>
 #include <dsv4/ops/cpu/stored_portable.hpp>
+#include <dsv4/ops/cpu/stored_vbmi.hpp>
 #include <dsv4/ops/cpu/stored_vnni_mxfp4.hpp>
 
 #include <algorithm>
@@ -24,6 +25,7 @@ namespace dsv4::detail {
 template <class T, class W>
 const stored_kernels<T, W>& stored_kernels_for(instruction_set set) {
 #if DSV4_X86_KERNELS
+  if (set == instruction_set::avx512_vbmi) return avx512_vbmi::stored_table<T, W>;
   if (set == instruction_set::avx512) return avx512::stored_table<T, W>;
   if (set == instruction_set::avx2) return avx2::stored_table<T, W>;
 #endif
@@ -34,7 +36,8 @@ const stored_kernels<T, W>& stored_kernels_for(instruction_set set) {
 /// The kernels of the best instruction set of this machine.
 template <class T, class W>
 const stored_kernels<T, W>& best_stored_kernels() {
-  static const stored_kernels<T, W>& best = stored_kernels_for<T, W>(best_set());
+  static const stored_kernels<T, W>& best = stored_kernels_for<T, W>(
+      supported(instruction_set::avx512_vbmi) ? instruction_set::avx512_vbmi : best_set());
   return best;
 }
 
@@ -101,8 +104,7 @@ bool bf16_products() {
 #if DSV4_X86_KERNELS
   if constexpr (std::is_same_v<T, float> && std::is_same_v<X, fp8_activation> &&
                 (std::is_same_v<W, fp8_weight> || std::is_same_v<W, mxfp4> || std::is_same_v<W, mxfp4_ocp>)) {
-    static const bool has = supported(instruction_set::avx512) && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+    static const bool has = supported(instruction_set::avx512_vbmi) && __builtin_cpu_supports("avx512bf16");
     return has;
   }
 #endif

@@ -294,7 +294,7 @@ DSV4_LANE void multiply_tile(const packed_rows& x, const storage_matrix<const W>
 /// What it gives for unusual rows of x or w is of no meaning.
 template <int n, class W>
 DSV4_TARGET void product(const packed_rows& x, const storage_matrix<const W>& w, float* y, std::int64_t ldy) {
-  for (row_streams at = streams_of<W>(w); !at.done(); at.advance()) {
+  for (row_streams at = streams_of<W>(w, tile); !at.done(); at.advance()) {
     alignas(64) float sums[n][tile] = {};
     multiply_tile<n, W>(x, w, at, sums);
     for (std::int64_t i = 0; i < n; ++i)
