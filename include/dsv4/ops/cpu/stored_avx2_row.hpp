@@ -13,6 +13,7 @@
 #pragma once
 
 #include <dsv4/ops/cpu/gemm_avx2.hpp>
+#include <dsv4/ops/cpu/row_streams.hpp>
 #include <dsv4/ops/cpu/stored_portable.hpp>
 
 #include <algorithm>
@@ -192,18 +193,20 @@ struct row_kernels {
     return _mm256_movemask_ps(in_range) == 255;
   }
 
-  /// Eight rows of weights, at most one chunk of columns, a multiple of 32; x from `order`. Writes y, or adds
-  /// to it; returns false, with y as it was, where that is not for this file.
+  /// The eight rows of w at which `at` is, at most one chunk of columns, a multiple of 32; x from `order`.
+  /// Writes y, or adds to it; returns false, with y as it was, where that is not for this file.
   [[gnu::target("avx2,fma,f16c")]] static bool tile(const float* x, const block_scaled_matrix<const W>& w,
-                                                    std::int64_t r, std::int64_t c, std::int64_t n, float* y,
-                                                    bool add) {
+                                                    const rows_abreast& at, std::int64_t c, std::int64_t n,
+                                                    float* y, bool add) {
     constexpr std::int64_t block = W::block_columns, step_bytes = W::row_bytes(D::columns);
     static_assert(block % D::columns == 0 && step_bytes == 16);
+    const block_scaled_matrix<const W> rows = rows_at<W>(w, at);
     row_scales<W> scales;
-    if (!row_scales<W>::open(w, r, c / block, (n + block - 1) / block, scales)) return false;
-    const std::int64_t stride = w.row_stride;
-    const std::uint8_t* codes = w.row(r) + W::row_bytes(c);
-    const std::uint8_t* next = w.row(r + 8) + 8 * W::row_bytes(c);  // the tile to fetch meanwhile
+    if (!row_scales<W>::open(rows, 0, c / block, (n + block - 1) / block, scales)) return false;
+    const std::int64_t stride = rows.row_stride;
+    const std::uint8_t* codes = rows.row(0) + W::row_bytes(c);
+    strided_bytes ahead = {};
+    std::int64_t part = 0;  // of a cache line
     __m256 sum[4][2];
     DSV4_UNROLL for (int i = 0; i < 4; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
     __m256i top[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -214,11 +217,14 @@ struct row_kernels {
           sum[i][0] = _mm256_mul_ps(sum[i][0], factor), sum[i][1] = _mm256_mul_ps(sum[i][1], factor);
         }
       for (std::int64_t left = std::min(block, n - b * block); left > 0; left -= D::columns) {
+        if (part % 4 == 0) ahead = fetched_at<W>(w, at, codes - rows.row(0));
+        const std::uint8_t* const fetched = ahead.first + part % 4 * 2 * ahead.stride;
         DSV4_UNROLL for (int i = 0; i < 4; ++i) {
-          fetch_ahead<2 * int{step_bytes}>(next, i);
+          if (i % 2 == 0) __builtin_prefetch(fetched + i / 2 * ahead.stride, 0, 3);
+          asm volatile("");  // else the fetches move together
           D::multiply_add(load_pair(codes + i * stride, stride), x, sum[i], top);
         }
-        codes += step_bytes, next += 8 * step_bytes, x += 2 * D::columns;
+        codes += step_bytes, x += 2 * D::columns, ++part;
       }
     }
     if (D::has_nan(top)) [[unlikely]]

@@ -70,12 +70,16 @@ DSV4_TARGET void stored_one_row(const float* x, const storage_matrix<const W>& w
   if (k == 0 || 2 * k + line > stored_scratch<float>) return;
   scratch += -(reinterpret_cast<std::uintptr_t>(scratch) / sizeof(float)) % line;
   if (!Row::order(x, k, scratch)) return;
-  for (; j + 8 <= w.extent[0]; j += 8)
+  for (row_streams at = streams_of<W>(w, 8); at.count == 8; at.advance()) {
+    float sums[8];
     for (std::int64_t c = 0; c < k; c += chunk) {
       const std::int64_t depth = std::min(chunk, k - c);
-      if (depth % 32 != 0 || !Row::tile(scratch + 2 * c, w, j, c, depth, y + j, c > 0))
-        stored_rows_chunk<W, 1, 8>(x, 0, w, j, c, y, 0);
+      if (depth % 32 != 0 || !Row::tile(scratch + 2 * c, w, at, c, depth, sums, c > 0))
+        stored_rows_chunk<W, 1, 8>(x, 0, rows_at<W>(w, at), 0, c, sums, 0);
     }
+    for (int i = 0; i < 8; ++i) y[at.first + i * at.step] = sums[i];
+  }
+  j = w.extent[0] / 8 * 8;
 }
 
 template <class W, int RX>
