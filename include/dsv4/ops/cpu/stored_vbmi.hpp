@@ -80,6 +80,12 @@ consteval std::array<std::uint8_t, 64> bytes_from(auto from) {
   return at;
 }
 
+/// Scales of the first of rows, and from each row to the next one.
+struct strided_scales {
+  const e8m0* first = nullptr;
+  std::int64_t stride = 0;
+};
+
 /// Rows of a stored matrix, at most a chunk of columns: `load` gives 64 columns as floats, of the row that
 /// has these scales and whose codes lie at `from`.
 template <class W>
@@ -88,8 +94,7 @@ struct float_rows;
 template <int Rows, scale_rule Rule>
 struct float_rows<block_scaled<e4m3, Rows, 128, Rule>> {
   static constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(float)};
-  static constexpr const e8m0* scales = nullptr;  ///< they are in the tables
-  static constexpr std::int64_t stride = 0;
+  static constexpr strided_scales scales = {};  ///< they are in the tables
   e4m3_table tables[chunk / 128];
 
   /// Columns [c, c + n) of the first `count` rows of m. Returns whether they are for this file.
@@ -133,14 +138,13 @@ alignas(64) inline constexpr auto scaled_values = [] {
 
 template <scale_rule Rule>
 struct float_rows<block_scaled<e2m1, 1, 32, Rule>> {
-  const e8m0* scales = nullptr;  ///< of the first row,
-  std::int64_t stride = 0;       ///< and from each row to the next one
+  strided_scales scales;
 
   DSV4_LANE bool open(const auto& m, std::int64_t, std::int64_t c, std::int64_t, float_rows& to) {
-    to.scales = m.row_scales(0) + c / 32, to.stride = m.scale_row_stride;
+    to.scales = {m.row_scales(0) + c / 32, m.scale_row_stride};
     return true;
   }
-  DSV4_LANE void load(const std::uint8_t* from, const e8m0* scales, std::int64_t c, const float_rows&,
+  DSV4_LANE void load(const std::uint8_t* from, const e8m0* scales, std::int64_t, const float_rows&,
                       __m512 (&to)[4]) {
     // Lanes 2 i and 2 i + 1 get byte i of every eight, and shift one nibble of it each to where the look-up
     // reads its four bits.
@@ -151,10 +155,9 @@ struct float_rows<block_scaled<e2m1, 1, 32, Rule>> {
                                                         _mm512_castsi256_si512(codes));
     const __m512i shift = _mm512_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4);
     DSV4_UNROLL for (int i = 0; i < 4; ++i) {
-      const e8m0 scale = scales[c / 32 + i / 2];
       to[i] = _mm512_maskz_permutexvar_ps(
           0xffff, _mm512_maskz_srlv_epi32(0xffff, bytes, _mm512_add_epi32(shift, _mm512_set1_epi32(8 * i))),
-          _mm512_load_ps(scaled_values<e2m1>[scale.bits].data()));
+          _mm512_load_ps(scaled_values<e2m1>[scales[i / 2].bits].data()));
     }
   }
 };
@@ -164,11 +167,11 @@ template <class W>
 inline constexpr std::int64_t line_columns = W::packed ? 128 : 64;
 
 /// Adds the products of the columns from b on of RX rows of x, a line of them or `left` unless `Whole`, and
-/// of R rows of weights `stride` apart. A line of each is fetched meanwhile.
+/// of R rows of weights. A line of each is fetched meanwhile.
 template <class W, int RX, int R, bool Whole>
 DSV4_LANE void add_line(const float* x, std::int64_t ldx, const strided_bytes& codes,
-                        const strided_bytes& ahead, std::int64_t b, std::int64_t left,
-                        const float_rows<W>& opened, __m512 (&acc)[RX][R]) {
+                        const strided_scales& scales, const strided_bytes& ahead, std::int64_t b,
+                        std::int64_t left, const float_rows<W>& opened, __m512 (&acc)[RX][R]) {
   using L = avx512::lanes<float>;
   constexpr int parts = static_cast<int>(line_columns<W>) / 64;
   DSV4_UNROLL for (int h = 0; h < parts; ++h) {  // all rows of a part: shorter chains of sums
@@ -182,18 +185,18 @@ DSV4_LANE void add_line(const float* x, std::int64_t ldx, const strided_bytes& c
       }
     }
     const std::uint8_t *row = codes.first + W::row_bytes(64 * h), *fetched = ahead.first;
-    const e8m0* scales = opened.scales;
+    const e8m0* row_scales = scales.first + 2 * h;
     DSV4_UNROLL for (int j = 0; j < R; ++j) {
       if (j % parts == h) __builtin_prefetch(fetched, 0, 3);
       // Keeps the fetches apart, and from holding all rows' addresses in registers.
-      asm volatile("" : "+r"(row), "+r"(fetched), "+r"(scales));
+      asm volatile("" : "+r"(row), "+r"(fetched), "+r"(row_scales));
       __m512 columns[4];
-      float_rows<W>::load(row, scales, b + 64 * h, opened, columns);
+      float_rows<W>::load(row, row_scales, b + 64 * h, opened, columns);
       DSV4_UNROLL for (int v = 0; v < 4; ++v) {
         if (!Whole && left <= 64 * h + 16 * v) break;
         DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = L::fma(x_rows[i][v], columns[v], acc[i][j]);
       }
-      row += codes.stride, fetched += ahead.stride, scales += opened.stride;
+      row += codes.stride, fetched += ahead.stride, row_scales += scales.stride;
     }
   }
 }
@@ -211,8 +214,9 @@ DSV4_TARGET void add_chunk(const float* x, std::int64_t ldx, const storage_matri
   __m512 acc[RX][R];
   DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < R; ++j) acc[i][j] = L::zero(); }
   std::int64_t b = 0;
-  for (; b + line <= depth; b += line)
-    add_line<W, RX, R, true>(x + c, ldx, {rows.row(0) + W::row_bytes(c + b), rows.row_stride},
+  strided_scales scales = opened.scales;
+  for (; b + line <= depth; b += line, scales.first += W::packed ? line / 32 : 0)
+    add_line<W, RX, R, true>(x + c, ldx, {rows.row(0) + W::row_bytes(c + b), rows.row_stride}, scales,
                              fetched_at<W>(w, at, W::row_bytes(c + b)), b, line, opened, acc);
   if (const std::int64_t left = depth - b; left > 0) {
     alignas(64) std::uint8_t last[R][64] = {};
@@ -220,7 +224,11 @@ DSV4_TARGET void add_chunk(const float* x, std::int64_t ldx, const storage_matri
       std::memcpy(last[j], rows.row(j) + W::row_bytes(c + b), static_cast<std::size_t>(W::row_bytes(left)));
       if (W::packed && left % 2) last[j][left / 2] &= 0xF;
     }
-    add_line<W, RX, R, false>(x + c, ldx, {last[0], 64}, {last[0], 64}, b, left, opened, acc);
+    e8m0 last_scales[R][4] = {};
+    for (int j = 0; W::packed && j < R; ++j)
+      std::copy_n(scales.first + j * scales.stride, (left + 31) / 32, last_scales[j]);
+    add_line<W, RX, R, false>(x + c, ldx, {last[0], 64}, {last_scales[0], 4}, {last[0], 64}, b, left, opened,
+                              acc);
   }
   DSV4_UNROLL for (int i = 0; i < RX; ++i) {
     float* const to = out + i * R;
