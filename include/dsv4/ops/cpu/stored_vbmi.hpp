@@ -128,10 +128,12 @@ alignas(64) inline constexpr auto scaled_values = [] {
   for (unsigned scale = 0; scale < 256; ++scale)
     for (unsigned i = 0; i < 16; ++i) {
       const float value = element_values<Element>[i], size = value < 0 ? -value : value;
-      const float large = value < 0 ? -__builtin_inff() : __builtin_inff();
-      values[scale][i] = (scale == 253 && size >= 4) || (scale == 254 && size >= 2)
-                             ? large
-                             : value * static_cast<float>(e8m0::from_bits(static_cast<std::uint8_t>(scale)));
+      if (scale == 255)
+        values[scale][i] = __builtin_nanf("");
+      else if ((scale == 254 && size >= 2) || (scale == 253 && size >= 4))
+        values[scale][i] = value < 0 ? -__builtin_inff() : __builtin_inff();
+      else
+        values[scale][i] = value * static_cast<float>(e8m0::from_bits(static_cast<std::uint8_t>(scale)));
     }
   return values;
 }();
