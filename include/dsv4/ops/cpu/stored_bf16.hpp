@@ -53,14 +53,13 @@ struct rows;
 template <int Rows, scale_rule Rule, int R>
 struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
   static constexpr int vectors = 2;
-  const std::uint8_t *codes = nullptr, *next = nullptr;
+  const std::uint8_t* codes = nullptr;
   std::int64_t stride = 0;
   e4m3_table tables[chunk / 128];
 
   /// `to` becomes rows [r, r + R), which share their scales, columns [c, c + n).
   DSV4_LANE void open(const auto& m, std::int64_t r, std::int64_t c, std::int64_t n, rows& to) {
     to.codes = m.row(r) + c, to.stride = m.row_stride;
-    to.next = m.row(r + R) + c * R;
     const e8m0* scales = m.row_scales(r) + c / 128;
     for (std::int64_t i = 0; i < (n + 127) / 128; ++i) e4m3_table::make(scales[i], to.tables[i]);
   }
@@ -76,10 +75,6 @@ struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
     std::memcpy(last, w.codes + j * w.stride + c, static_cast<std::size_t>(n));
     e4m3_table::look_up(w.tables[c / 128], _mm512_loadu_si512(last), to);
   }
-  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
-                          [[maybe_unused]] const rows& w) {
-    if constexpr (R > 1) fetch_ahead<64>(w.next + c * R, j);
-  }
   /// From the order in which look_up leaves them: the same.
   DSV4_LANE void order(__m512i (&)[2]) {}
 };
@@ -87,13 +82,12 @@ struct rows<block_scaled<e4m3, Rows, 128, Rule>, R> {
 template <scale_rule Rule, int R>
 struct rows<block_scaled<e2m1, 1, 32, Rule>, R> {
   static constexpr int vectors = 2;
-  const std::uint8_t *codes = nullptr, *next = nullptr;
+  const std::uint8_t* codes = nullptr;
   const e8m0* scales = nullptr;
   std::int64_t stride = 0, scale_stride = 0;
 
   DSV4_LANE void open(const auto& m, std::int64_t r, std::int64_t c, std::int64_t, rows& to) {
     to.codes = m.row(r) + c / 2, to.stride = m.row_stride;
-    to.next = m.row(r + R) + c / 2 * R;
     to.scales = m.row_scales(r) + c / 32, to.scale_stride = m.row_scales(r + 1) - m.row_scales(r);
   }
   DSV4_LANE __m512i decode(__m128i group, e8m0 scale) {
@@ -134,10 +128,6 @@ struct rows<block_scaled<e2m1, 1, 32, Rule>, R> {
       if (n > 32 * v) to[v] = decode(group, w.scales[j * w.scale_stride + c / 32 + v]);
     }
   }
-  DSV4_LANE void prefetch([[maybe_unused]] int j, [[maybe_unused]] std::int64_t c,
-                          [[maybe_unused]] const rows& w) {
-    if constexpr (R > 1) fetch_ahead<32>(w.next + c / 2 * R, j);
-  }
   /// The word 8 a + b of a group is that of column 4 b + a.
   DSV4_LANE void order(__m512i (&v)[2]) {
     static constexpr auto from = [] {
@@ -160,7 +150,6 @@ struct packed_rows {
   const std::uint16_t* data;
   std::int64_t stride;
 
-  DSV4_LANE void prefetch(int, std::int64_t, const packed_rows&) {}
   DSV4_LANE void load(std::int64_t j, std::int64_t c, std::int64_t, const packed_rows& w, __m512i (&to)[1]) {
     to[0] = _mm512_loadu_si512(w.data + j * w.stride + c);
   }
@@ -196,22 +185,44 @@ DSV4_TARGET void pack(const storage_matrix<const X>& x, std::uint16_t* to, bool*
   }
 }
 
+/// What is fetched while the columns of a step, from c on, are read: of these rows of w, from `column` on.
+template <class W>
+struct row_fetches {
+  const storage_matrix<const W>& w;
+  const rows_abreast& at;
+  std::int64_t column;
+
+  strided_bytes from(std::int64_t c) const { return fetched_at<W>(w, at, W::row_bytes(column + c)); }
+  /// The line of row j, once in as many steps as it has.
+  DSV4_LANE void fetch(int j, std::int64_t c, const strided_bytes& ahead) {
+    constexpr int steps = W::packed ? 2 : 1;
+    if (j % steps == c / step % steps) __builtin_prefetch(ahead.first + j * ahead.stride, 0, 3);
+    asm volatile("");  // else the fetches move together
+  }
+};
+/// For rows that are in the caches.
+struct no_fetches {
+  static int from(std::int64_t) { return 0; }
+  static void fetch(int, std::int64_t, int) {}
+};
+
 /// One chunk of dot products: RX packed rows of x against RW rows of w. Writes y, or adds to it. The order of
 /// operations is that of gemm_tile.hpp, with the instruction's own inside.
-template <int RX, int RW, class Rows>
+template <int RX, int RW, class Rows, class Fetches = no_fetches>
 DSV4_TARGET void dot_tile(const std::uint16_t* x, std::int64_t ldx, const Rows& w, std::int64_t k, float* y,
-                          std::int64_t ldy, bool add) {
+                          std::int64_t ldy, bool add, const Fetches& fetches = {}) {
   using L = avx512::lanes<float>;
   constexpr int vectors = Rows::vectors;
   __m512 acc[RX][RW];
   DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < RW; ++j) acc[i][j] = L::zero(); }
   for (std::int64_t c = 0; c < k; c += 32 * vectors) {
+    const auto ahead = fetches.from(c);
     __m512i row[RX][vectors];
     DSV4_UNROLL for (int i = 0; i < RX; ++i) {
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) row[i][v] = _mm512_loadu_si512(x + i * ldx + c + 32 * v);
     }
     DSV4_UNROLL for (int j = 0; j < RW; ++j) {
-      Rows::prefetch(j, c, w);
+      Fetches::fetch(j, c, ahead);
       __m512i column[vectors];
       Rows::load(j, c, k - c, w, column);
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) {
@@ -246,22 +257,27 @@ template <class W, int RX>
 DSV4_TARGET void few(const std::uint16_t* x, std::int64_t ldx, const storage_matrix<const W>& w, float* y,
                      std::int64_t ldy) {
   constexpr int R = RX <= 2 ? 8 : 4;
-  const std::int64_t o = w.extent[0], k = w.extent[1];
-  for (std::int64_t j = 0; j < o;) {
-    const bool tile = rows_of_block<W>(w, j, o - j) >= R;
+  const std::int64_t k = w.extent[1];
+  for (row_streams at = streams_of<W>(w, R); !at.done(); at.advance()) {
+    const storage_matrix<const W> own = rows_at<W>(w, at);
+    const bool tile = at.count == R && rows_of_block<W>(own, 0, R) == R;
+    float sums[RX][R];
     for (std::int64_t c = 0; c < k; c += chunk) {
       const std::int64_t depth = std::min(chunk, k - c);
       if (tile) {
         rows<W, R> some;
-        rows<W, R>::open(w, j, c, depth, some);
-        dot_tile<RX, R>(x + c, ldx, some, depth, y + j, ldy, c > 0);
+        rows<W, R>::open(own, 0, c, depth, some);
+        dot_tile<RX, R>(x + c, ldx, some, depth, sums[0], R, c > 0, row_fetches<W>{w, at, c});
       } else {
-        rows<W, 1> one;
-        rows<W, 1>::open(w, j, c, depth, one);
-        dot_tile<RX, 1>(x + c, ldx, one, depth, y + j, ldy, c > 0);
+        for (std::int64_t j = 0; j < at.count; ++j) {
+          rows<W, 1> one;
+          rows<W, 1>::open(own, j, c, depth, one);
+          dot_tile<RX, 1>(x + c, ldx, one, depth, sums[0] + j, R, c > 0);
+        }
       }
     }
-    j += tile ? R : 1;
+    for (int i = 0; i < RX; ++i)
+      for (std::int64_t j = 0; j < at.count; ++j) y[i * ldy + at.first + j * at.step] = sums[i][j];
   }
 }
 
