@@ -142,14 +142,17 @@ void repeat_unusual(const storage_matrix<const X>& x, const bool* strange, const
     if (strange[r]) again(r, 1, 0, o);
 }
 
-/// bf16_gemm_nt for MXFP4 where there are tiles: they take products of more than a few rows of x.
+/// bf16_gemm_nt where there are tiles. By MXFP4 they take products of more than a few rows of x only, and
+/// numbers that lie far apart are split.
 template <class W, class X, class First, class Rows, class Weight>
-void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
+void tiled_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
                    const matrix_view<float>& y, const First& first, const Rows& rows, const Weight& weight) {
+  static_assert(amx::most_rows >= most_block_rows && most_block_rows % amx::tile == 0);
   namespace vnni = vnni_mxfp4;
+  constexpr bool splits = W::packed;
   const std::int64_t o = y.extent[1], k = x.extent[1], pieces = vnni::pieces(k), parts = vnni::blocks(k);
   const std::int64_t columns = avx512_bf16::packed_columns(k), steps = columns / 32;
-  const auto is_few = [&](std::int64_t i) { return rows(i) <= vnni::most_rows; };
+  const auto is_few = [&](std::int64_t i) { return splits && rows(i) <= vnni::most_rows; };
   struct block {
     std::int64_t product, row, rows;  // within the product
   };
@@ -171,7 +174,7 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
   const auto all_blocks = static_cast<std::int64_t>(blocks.size());
   vnni::packed_piece* const digits = kept.take<vnni::packed_piece>(2 * few_rows * pieces).data;
   std::uint16_t* const packed = kept.take<std::uint16_t>(elements).data;
-  std::uint16_t* const rest = kept.take<std::uint16_t>(elements).data;
+  std::uint16_t* const rest = kept.take<std::uint16_t>(splits ? elements : 0).data;
   bool* const few_more = kept.take<bool>(few_rows * pieces).data;
   bool* const many_more = kept.take<bool>(all_blocks * steps).data;
   bool* const strange = kept.take<bool>(x.extent[0]).data;
@@ -181,6 +184,7 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
     const block b = blocks[static_cast<std::size_t>(index)];
     const std::int64_t r = first(b.product) + b.row;
     const std::int64_t to = row_at[static_cast<std::size_t>(b.product)] + b.row;
+    if (!splits) return amx::pack_block<W, X>(x.rows(r, b.rows), room, packed + to * columns, strange + r);
     storage_matrix<const X> large = x.rows(r, b.rows), small = large;
     large.codes = codes, small.codes = codes + b.rows * k;
     large.row_stride = small.row_stride = k;
@@ -212,22 +216,24 @@ void mxfp4_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<
       for (; begin < end; ++begin) pack(begin, codes, room, needed);
     });
   const std::int64_t tiles = (o + vnni::tile - 1) / vnni::tile;
-  p.parallel_for(static_cast<std::int64_t>(few.size()) * tiles, 1 + 32768 / (vnni::tile * (k + 1)),
-                 [&](std::int64_t begin, std::int64_t end) {
-                   while (begin < end) {
-                     const std::int64_t i = few[static_cast<std::size_t>(begin / tiles)], g = begin % tiles;
-                     const std::int64_t some = std::min(tiles - g, end - begin), j = g * vnni::tile;
-                     const std::int64_t r = first(i), n = rows(i), width = std::min(some * vnni::tile, o - j);
-                     const std::int64_t at = row_at[static_cast<std::size_t>(i)] * pieces;
-                     const storage_matrix<const W> w = weight(i).rows(j, width);
-                     const vnni::packed_rows own{digits + 2 * at, few_more + at};
-                     float* const out = y.data + r * y.stride[0] + j;
-                     if (k > 0 && n == 1) vnni::product<1, W>(own, w, out, y.stride[0]);
-                     if (k > 0 && n == 2) vnni::product<2, W>(own, w, out, y.stride[0]);
-                     repeat_unusual<W, X>(x.rows(r, n), strange + r, w, out, y.stride[0]);
-                     begin += some;
-                   }
-                 });
+  if constexpr (splits)
+    p.parallel_for(static_cast<std::int64_t>(few.size()) * tiles, 1 + 32768 / (vnni::tile * (k + 1)),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     while (begin < end) {
+                       const std::int64_t i = few[static_cast<std::size_t>(begin / tiles)], g = begin % tiles;
+                       const std::int64_t some = std::min(tiles - g, end - begin), j = g * vnni::tile;
+                       const std::int64_t r = first(i), n = rows(i),
+                                          width = std::min(some * vnni::tile, o - j);
+                       const std::int64_t at = row_at[static_cast<std::size_t>(i)] * pieces;
+                       const storage_matrix<const W> w = weight(i).rows(j, width);
+                       const vnni::packed_rows own{digits + 2 * at, few_more + at};
+                       float* const out = y.data + r * y.stride[0] + j;
+                       if (k > 0 && n == 1) vnni::product<1, W>(own, w, out, y.stride[0]);
+                       if (k > 0 && n == 2) vnni::product<2, W>(own, w, out, y.stride[0]);
+                       repeat_unusual<W, X>(x.rows(r, n), strange + r, w, out, y.stride[0]);
+                       begin += some;
+                     }
+                   });
   for_each_block(
       p, count, o, k, [&](std::int64_t i) { return is_few(i) ? 0 : rows(i); },
       [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
@@ -248,53 +254,28 @@ template <class W, class X, class First, class Rows, class Weight>
 void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
                   const matrix_view<float>& y, const First& first, const Rows& rows, const Weight& weight,
                   bool tiles = amx::available()) {
-  static_assert(amx::most_rows >= most_block_rows && most_block_rows % amx::tile == 0);
-  if constexpr (W::packed) {
-    if (tiles) return mxfp4_gemm_nt<W, X>(p, count, x, y, first, rows, weight);
-  }
+  if (tiles) return tiled_gemm_nt<W, X>(p, count, x, y, first, rows, weight);
   const std::int64_t all = x.extent[0], o = y.extent[1], k = x.extent[1];
   const std::int64_t columns = avx512_bf16::packed_columns(k);
   workspace& kept = kept_workspace();
   const workspace::scope scope(kept);
-  std::uint16_t* const packed = kept.take<std::uint16_t>(amx::packed_elements(all, k)).data;
+  std::uint16_t* const packed = kept.take<std::uint16_t>(all * columns).data;
   bool* const strange = kept.take<bool>(all).data;
-  if (tiles) {
-    std::vector<std::pair<std::int64_t, std::int64_t>> blocks;  // first row, rows
-    for (std::int64_t i = 0; i < count; ++i)
-      for (std::int64_t r = 0; r < rows(i); r += amx::tile)
-        blocks.emplace_back(first(i) + r, std::min(amx::tile, rows(i) - r));
-    p.parallel_for(static_cast<std::int64_t>(blocks.size()), 1 + 4096 / (k + 1),
-                   [&](std::int64_t begin, std::int64_t end) {
-                     workspace& own = kept_workspace();
-                     const workspace::scope task(own);
-                     std::uint16_t* const room = own.take<std::uint16_t>(amx::tile * columns).data;
-                     for (; begin < end; ++begin) {
-                       const auto [r, n] = blocks[static_cast<std::size_t>(begin)];
-                       amx::pack_block<W, X>(x.rows(r, n), room, packed + r * columns, strange + r);
-                     }
-                   });
-  } else {
-    p.parallel_for(all, 1 + 65536 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
-      avx512_bf16::pack<W, X>(x.rows(begin, end - begin), packed + begin * columns, strange + begin);
-    });
-  }
-  for_each_block(
-      p, count, o, k, rows,
-      [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
-        const std::int64_t r0 = first(i) + n0;
-        const storage_matrix<const W> w = weight(i).rows(o0, width);
-        float* const out = y.data + r0 * y.stride[0] + o0;
-        if (k > 0 && tiles) {
-          thread_local const std::unique_ptr<amx::scratch> scratch(new amx::scratch);
-          amx::product<W>({packed + r0 * columns, nullptr, nullptr}, n, w, *scratch, out, y.stride[0]);
-        } else if (k > 0) {
-          thread_local const std::unique_ptr<std::uint16_t[]> scratch(
-              new std::uint16_t[stored_block_rows * avx512_bf16::scratch_stride]);
-          avx512_bf16::product<W>(packed + r0 * columns, n, w, scratch.get(), out, y.stride[0]);
-        }
-        repeat_unusual<W, X>(x.rows(r0, n), strange + r0, w, out, y.stride[0]);
-      },
-      tiles ? amx::tile : 1);
+  p.parallel_for(all, 1 + 65536 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
+    avx512_bf16::pack<W, X>(x.rows(begin, end - begin), packed + begin * columns, strange + begin);
+  });
+  for_each_block(p, count, o, k, rows,
+                 [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
+                   const std::int64_t r0 = first(i) + n0;
+                   const storage_matrix<const W> w = weight(i).rows(o0, width);
+                   float* const out = y.data + r0 * y.stride[0] + o0;
+                   if (k > 0) {
+                     thread_local const std::unique_ptr<std::uint16_t[]> scratch(
+                         new std::uint16_t[stored_block_rows * avx512_bf16::scratch_stride]);
+                     avx512_bf16::product<W>(packed + r0 * columns, n, w, scratch.get(), out, y.stride[0]);
+                   }
+                   repeat_unusual<W, X>(x.rows(r0, n), strange + r0, w, out, y.stride[0]);
+                 });
 }
 #endif
 
