@@ -6,6 +6,7 @@
 #include <dsv4/numeric/block_scaled.hpp>
 #include <dsv4/numeric/widen.hpp>
 #include <dsv4/ops/cpu/gemm_kernels.hpp>
+#include <dsv4/ops/cpu/row_streams.hpp>
 #include <dsv4/tensor/block_scaled_view.hpp>
 
 #include <algorithm>

@@ -7,9 +7,11 @@
 #include <dsv4/ops/cpu/row_streams.hpp>
 #include <dsv4/ops/cpu/stored_avx512.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if DSV4_X86_KERNELS
 
