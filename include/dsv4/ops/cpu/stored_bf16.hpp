@@ -261,7 +261,7 @@ DSV4_TARGET void few(const std::uint16_t* x, std::int64_t ldx, const storage_mat
   for (row_streams at = streams_of<W>(w, R); !at.done(); at.advance()) {
     const storage_matrix<const W> own = rows_at<W>(w, at);
     const bool tile = at.count == R && rows_of_block<W>(own, 0, R) == R;
-    float sums[RX][R];
+    float sums[RX][R] = {};
     for (std::int64_t c = 0; c < k; c += chunk) {
       const std::int64_t depth = std::min(chunk, k - c);
       if (tile) {
