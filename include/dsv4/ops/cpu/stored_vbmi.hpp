@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Products of up to eight rows of floats with block-scaled weights under AVX-512 with VBMI, which permutes
+/// Products of one or two rows of floats with block-scaled weights under AVX-512 with VBMI, which permutes
 /// bytes: 64 columns become four vectors of floats, in order, by look-ups. The sums are those of dot_tile;
 /// all else is left to stored_avx512.hpp.
 #pragma once
@@ -170,23 +170,18 @@ struct float_rows<block_scaled<e2m1, 1, 32, Rule>> {
 template <class W>
 inline constexpr std::int64_t line_columns = W::packed ? 128 : 64;
 
-/// Adds the products of the columns from b on of RX rows of x, a line of them or `left` unless `Whole`, and
-/// of R rows of weights. A line of each is fetched meanwhile.
-template <class W, int RX, int R, bool Whole>
+/// Adds the products of a line of columns, from b on, of RX rows of x and of R rows of weights. A line of
+/// each is fetched meanwhile.
+template <class W, int RX, int R>
 DSV4_LANE void add_line(const float* x, std::int64_t ldx, const strided_bytes& codes,
                         const strided_scales& scales, const strided_bytes& ahead, std::int64_t b,
-                        std::int64_t left, const float_rows<W>& opened, __m512 (&acc)[RX][R]) {
+                        const float_rows<W>& opened, __m512 (&acc)[RX][R]) {
   using L = avx512::lanes<float>;
   constexpr int parts = static_cast<int>(line_columns<W>) / 64;
   DSV4_UNROLL for (int h = 0; h < parts; ++h) {  // all rows of a part: shorter chains of sums
     __m512 x_rows[RX][4];
     DSV4_UNROLL for (int i = 0; i < RX; ++i) {
-      DSV4_UNROLL for (int v = 0; v < 4; ++v) {
-        const std::int64_t at = 64 * h + 16 * v;
-        const float* const from = x + i * ldx + b + at;
-        x_rows[i][v] =
-            Whole ? L::load(from) : L::load(from, L::first(std::clamp<std::int64_t>(left - at, 0, 16)));
-      }
+      DSV4_UNROLL for (int v = 0; v < 4; ++v) x_rows[i][v] = L::load(x + i * ldx + b + 64 * h + 16 * v);
     }
     const std::uint8_t *row = codes.first + W::row_bytes(64 * h), *fetched = ahead.first;
     const e8m0* row_scales = scales.first + 2 * h;
@@ -197,7 +192,6 @@ DSV4_LANE void add_line(const float* x, std::int64_t ldx, const strided_bytes& c
       __m512 columns[4];
       float_rows<W>::load(row, row_scales, b + 64 * h, opened, columns);
       DSV4_UNROLL for (int v = 0; v < 4; ++v) {
-        if (!Whole && left <= 64 * h + 16 * v) break;
         DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = L::fma(x_rows[i][v], columns[v], acc[i][j]);
       }
       row += codes.stride, fetched += ahead.stride, row_scales += scales.stride;
@@ -205,7 +199,8 @@ DSV4_LANE void add_line(const float* x, std::int64_t ldx, const strided_bytes& c
   }
 }
 
-/// One chunk of columns, from c on, of RX rows of x times R rows of w: out[RX][R], written or added to.
+/// One chunk of columns, from c on, of RX rows of x times R rows of w: out[RX][R], written or added to. A
+/// last chunk that ends within a line is left to the kernels without VBMI.
 template <class W, int RX, int R>
 DSV4_TARGET void add_chunk(const float* x, std::int64_t ldx, const storage_matrix<const W>& w,
                            const rows_abreast& at, std::int64_t c, std::int64_t depth, float* out) {
@@ -213,43 +208,25 @@ DSV4_TARGET void add_chunk(const float* x, std::int64_t ldx, const storage_matri
   constexpr std::int64_t line = line_columns<W>;
   const storage_matrix<const W> rows = rows_at<W>(w, at);
   float_rows<W> opened;
-  if (!float_rows<W>::open(rows, R, c, depth, opened)) [[unlikely]]
+  if (depth % line != 0 || !float_rows<W>::open(rows, R, c, depth, opened)) [[unlikely]]
     return avx512::stored_rows_chunk<W, RX, R>(x, ldx, rows, 0, c, out, R);
   __m512 acc[RX][R];
   DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < R; ++j) acc[i][j] = L::zero(); }
-  std::int64_t b = 0;
   strided_scales scales = opened.scales;
-  for (; b + line <= depth; b += line, scales.first += W::packed ? line / 32 : 0)
-    add_line<W, RX, R, true>(x + c, ldx, {rows.row(0) + W::row_bytes(c + b), rows.row_stride}, scales,
-                             fetched_at<W>(w, at, W::row_bytes(c + b)), b, line, opened, acc);
-  if (const std::int64_t left = depth - b; left > 0) {
-    alignas(64) std::uint8_t last[R][64] = {};
-    for (int j = 0; j < R; ++j) {
-      std::memcpy(last[j], rows.row(j) + W::row_bytes(c + b), static_cast<std::size_t>(W::row_bytes(left)));
-      if (W::packed && left % 2) last[j][left / 2] &= 0xF;
-    }
-    e8m0 last_scales[R][4] = {};
-    for (int j = 0; W::packed && j < R; ++j)
-      std::copy_n(scales.first + j * scales.stride, (left + 31) / 32, last_scales[j]);
-    add_line<W, RX, R, false>(x + c, ldx, {last[0], 64}, {last_scales[0], 4}, {last[0], 64}, b, left, opened,
-                              acc);
-  }
+  for (std::int64_t b = 0; b < depth; b += line, scales.first += W::packed ? line / 32 : 0)
+    add_line<W, RX, R>(x + c, ldx, {rows.row(0) + W::row_bytes(c + b), rows.row_stride}, scales,
+                       fetched_at<W>(w, at, W::row_bytes(c + b)), b, opened, acc);
   DSV4_UNROLL for (int i = 0; i < RX; ++i) {
-    float* const to = out + i * R;
-    if constexpr (R == 8) {
-      const __m512 front[4] = {acc[i][0], acc[i][1], acc[i][2], acc[i][3]};
-      const __m512 back[4] = {acc[i][4], acc[i][5], acc[i][6], acc[i][7]};
-      L::reduce4(front, back, to, 4, c > 0);
-    } else {
-      L::reduce4(acc[i][0], acc[i][1], acc[i][2], acc[i][3], to, c > 0);
-    }
+    const __m512 front[4] = {acc[i][0], acc[i][1], acc[i][2], acc[i][3]};
+    const __m512 back[4] = {acc[i][4], acc[i][5], acc[i][6], acc[i][7]};
+    L::reduce4(front, back, out + i * R, 4, c > 0);
   }
 }
 
 template <class W, int RX>
 DSV4_TARGET void few(const float* x, std::int64_t ldx, const storage_matrix<const W>& w, float* y,
                      std::int64_t ldy) {
-  constexpr int R = RX <= 2 ? 8 : 4;
+  constexpr int R = 8;
   constexpr std::int64_t columns = chunk_bytes / std::int64_t{sizeof(float)};
   const std::int64_t k = w.extent[1];
   for (row_streams at = streams_of<W>(w, R); !at.done(); at.advance()) {
@@ -270,13 +247,8 @@ template <class T, class W>
 DSV4_TARGET void stored_nt(const T* x, std::int64_t ldx, std::int64_t n, const storage_matrix<const W>& w,
                            T* scratch, T* y, std::int64_t ldy) {
   if constexpr (std::is_same_v<T, float> && requires { sizeof(float_rows<W>); }) {
-    if (n <= 8 && w.extent[1] > 0) {
-      for (; n >= 4; n -= 4, x += 4 * ldx, y += 4 * ldy) few<W, 4>(x, ldx, w, y, ldy);
-      if (n == 3) few<W, 3>(x, ldx, w, y, ldy);
-      if (n == 2) few<W, 2>(x, ldx, w, y, ldy);
-      if (n == 1) few<W, 1>(x, ldx, w, y, ldy);
-      return;
-    }
+    if (n == 1 && w.extent[1] > 0) return few<W, 1>(x, ldx, w, y, ldy);
+    if (n == 2 && w.extent[1] > 0) return few<W, 2>(x, ldx, w, y, ldy);
   }
   avx512::stored_nt<T, W>(x, ldx, n, w, scratch, y, ldy);
 }
