@@ -167,11 +167,14 @@ DSV4_TARGET void write_sums(const scratch& s, std::int64_t g, std::int64_t n, st
   const auto there = static_cast<__mmask16>((1u << rows) - 1);
   const __m512i apart =
       _mm512_mullo_epi32(_mm512_srli_epi32(down, 4), _mm512_set1_epi32(static_cast<int>(step)));
-  for (std::int64_t i = 0; i < n; ++i)
-    _mm512_mask_i32scatter_ps(
-        y + i * ldy, there, apart,
-        _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, down, s.sums[i / tile][g * tile] + i % tile, 4),
-        4);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const __m512 row =
+        _mm512_mask_i32gather_ps(_mm512_setzero_ps(), there, down, s.sums[i / tile][g * tile] + i % tile, 4);
+    if (step == 1)
+      _mm512_mask_storeu_ps(y + i * ldy, there, row);
+    else
+      _mm512_mask_i32scatter_ps(y + i * ldy, there, apart, row, 4);
+  }
 }
 
 /// product for at most a tile of rows: sums stay in one, and each piece is multiplied while the next is
