@@ -28,7 +28,8 @@ inline constexpr auto e4m3_codes = [] {
     codes[i] = static_cast<std::uint16_t>(__builtin_bit_cast(unsigned, element_values<e4m3>[i]) >> 16);
   return codes;
 }();
-/// Whether a row with these scales does not scale E4M3 to bf16 without loss, sums of products included.
+/// Whether a row has scales with which numbers of E4M3 as bf16, or sums of their products, may be subnormal
+/// or too large.
 DSV4_TARGET bool unusual(const e8m0* scales, std::int64_t n) {
   __mmask64 out = 0;
   for (std::int64_t i = 0; i < n; i += 64) {
@@ -38,6 +39,13 @@ DSV4_TARGET bool unusual(const e8m0* scales, std::int64_t n) {
     out |= _mm512_mask_cmpgt_epu8_mask(there, above, _mm512_set1_epi8(96));
   }
   return out != 0;
+}
+
+/// Where 64 bytes of a vector come from: from(i) for byte i.
+consteval std::array<std::uint8_t, 64> bytes_from(auto from) {
+  std::array<std::uint8_t, 64> at{};
+  for (unsigned i = 0; i < 64; ++i) at[i] = static_cast<std::uint8_t>(from(i));
+  return at;
 }
 
 /// Looks up the bf16 code of 64 values of E4M3 times one scale: the high and the low bytes of all magnitudes.
@@ -53,11 +61,7 @@ struct e4m3_table {
       const __m512i base = _mm512_loadu_si512(e4m3_codes.data() + 32 * i);
       words[i] = _mm512_mask_add_epi16(base, number, base, shift);
     }
-    alignas(64) static constexpr auto even_bytes = [] {
-      std::array<std::uint8_t, 64> at{};
-      for (unsigned i = 0; i < 64; ++i) at[i] = static_cast<std::uint8_t>(2 * i);
-      return at;
-    }();
+    alignas(64) static constexpr auto even_bytes = bytes_from([](unsigned i) { return 2 * i; });
     const __m512i even = _mm512_loadu_si512(even_bytes.data()),
                   odd = _mm512_add_epi8(even, _mm512_set1_epi8(1));
     DSV4_UNROLL for (int i = 0; i < 2; ++i) {
@@ -74,13 +78,6 @@ struct e4m3_table {
     to[1] = _mm512_unpackhi_epi8(low, high);
   }
 };
-
-/// Where 64 bytes of a vector come from: from(i) for byte i.
-consteval std::array<std::uint8_t, 64> bytes_from(auto from) {
-  std::array<std::uint8_t, 64> at{};
-  for (unsigned i = 0; i < 64; ++i) at[i] = static_cast<std::uint8_t>(from(i));
-  return at;
-}
 
 /// Scales of the first of rows, and from each row to the next one.
 struct strided_scales {

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <dsv4/ops/cpu/stored_bf16.hpp>
+#include <dsv4/ops/cpu/stored_vbmi.hpp>
 
 #include <algorithm>
 #include <array>
@@ -95,11 +96,7 @@ alignas(64) inline constexpr auto digits = [] {
 
 /// Packs a row of codes. Returns whether there is a NaN among them.
 DSV4_TARGET bool pack(const std::uint8_t* codes, const e8m0* scales, std::int64_t k, packed_piece* to) {
-  alignas(64) static constexpr auto even = [] {
-    std::array<std::uint8_t, 64> at{};
-    for (unsigned i = 0; i < 64; ++i) at[i] = static_cast<std::uint8_t>(2 * i);
-    return at;
-  }();
+  alignas(64) static constexpr auto even = avx512_vbmi::bytes_from([](unsigned i) { return 2 * i; });
   __mmask64 nan = 0;
   for (std::int64_t c = 0; c < k; c += piece, ++to) {
     // Twice E2M1 and 2^9 times E4M3: 2^-10.
