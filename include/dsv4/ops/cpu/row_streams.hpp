@@ -69,6 +69,12 @@ storage_matrix<const W> rows_at(const storage_matrix<const W>& w, const rows_abr
   rows.row_stride *= at.step, rows.scale_row_stride *= at.step;
   return rows;
 }
+/// y[i, row] = sums[i, j] for n rows of inputs and the j-th of these rows of weights.
+inline void write_sums(const rows_abreast& at, std::int64_t n, const float* sums, std::int64_t ld, float* y,
+                       std::int64_t ldy) {
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j < at.count; ++j) y[i * ldy + at.first + j * at.step] = sums[i * ld + j];
+}
 /// Bytes of the first of rows, and from each to the next one.
 struct strided_bytes {
   const std::uint8_t* first;

@@ -276,8 +276,7 @@ DSV4_TARGET void few(const std::uint16_t* x, std::int64_t ldx, const storage_mat
         }
       }
     }
-    for (int i = 0; i < RX; ++i)
-      for (std::int64_t j = 0; j < at.count; ++j) y[i * ldy + at.first + j * at.step] = sums[i][j];
+    write_sums(at, RX, sums[0], R, y, ldy);
   }
 }
 

@@ -77,7 +77,7 @@ DSV4_TARGET void stored_one_row(const float* x, const storage_matrix<const W>& w
       if (depth % 32 != 0 || !Row::tile(scratch + 2 * c, w, at, c, depth, sums, c > 0))
         stored_rows_chunk<W, 1, 8>(x, 0, rows_at<W>(w, at), 0, c, sums, 0);
     }
-    for (int i = 0; i < 8; ++i) y[at.first + i * at.step] = sums[i];
+    write_sums(at, 1, sums, 0, y, 0);
   }
   j = w.extent[0] / 8 * 8;
 }

@@ -234,8 +234,7 @@ DSV4_TARGET void few(const float* x, std::int64_t ldx, const storage_matrix<cons
     float out[RX][R];
     for (std::int64_t c = 0; c < k; c += columns)
       add_chunk<W, RX, R>(x, ldx, w, at, c, std::min(columns, k - c), out[0]);
-    for (int i = 0; i < RX; ++i)
-      for (int j = 0; j < R; ++j) y[i * ldy + at.first + j * at.step] = out[i][j];
+    write_sums(at, RX, out[0], R, y, ldy);
   }
 }
 

@@ -294,8 +294,7 @@ DSV4_TARGET void product(const packed_rows& x, const storage_matrix<const W>& w,
   for (row_streams at = streams_of<W>(w, tile); !at.done(); at.advance()) {
     alignas(64) float sums[n][tile] = {};
     multiply_tile<n, W>(x, w, at, sums);
-    for (std::int64_t i = 0; i < n; ++i)
-      for (std::int64_t r = 0; r < at.count; ++r) y[i * ldy + at.first + r * at.step] = sums[i][r];
+    write_sums(at, n, sums[0], tile, y, ldy);
   }
 }
 
