@@ -8,10 +8,14 @@
 #define DSV4_HOST_DEVICE
 #endif
 
+/// 1: AVX2 and AVX-512 kernels are compiled, and chosen at run time. To do with the portable ones alone,
+/// define it as 0 for the whole program.
+#if !defined(DSV4_X86_KERNELS)
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDACC__)
-#define DSV4_X86_KERNELS 1  ///< AVX2 kernels are compiled, and chosen at run time
+#define DSV4_X86_KERNELS 1
 #else
 #define DSV4_X86_KERNELS 0
+#endif
 #endif
 
 /// In a loop that waits: leaves the core to the thread beside this one for some tens of nanoseconds.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Matrix micro-kernels for any machine, on the compiler's 16-byte vectors. Not Eigen's matrix product: its
+/// Matrix micro-kernels for any machine, on the compiler's vectors. Not Eigen's matrix product: its
 /// order of summation changes with the number of rows, and its headers would be half of what is compiled.
 #pragma once
 
@@ -15,13 +15,13 @@ namespace dsv4::detail::portable {
 
 template <class T>
 struct lanes {
-  typedef T vec __attribute__((vector_size(16)));  // an alias would lose the attribute
+  // Beside AVX2 these are for processors of before 2013, and every program compiles them: the shortest, one
+  // element at a time.
+  static constexpr bool few = DSV4_X86_KERNELS;
+  static constexpr int width = few ? 1 : 16 / static_cast<int>(sizeof(T));
+  static constexpr int tile_rows = few ? 1 : 3, outer_rows = tile_rows, outer_vectors = few ? 1 : 4;
+  typedef T vec __attribute__((vector_size(width * sizeof(T))));  // an alias would lose the attribute
   using tail = std::int64_t;
-  static constexpr int width = 16 / static_cast<int>(sizeof(T));
-  // Beside AVX2 these are for processors of before 2013: small tiles, for the sake of what every program
-  // compiles.
-  static constexpr int rows = DSV4_X86_KERNELS ? 2 : 3;
-  static constexpr int tile_rows = rows, outer_rows = rows, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
 
   static void hold(vec&) {}
@@ -45,7 +45,7 @@ struct lanes {
   /// Always fused where the machine can: written as a product and a sum, it would be up to the compiler, and
   /// change from one unrolled loop to another.
   static vec fma(const vec& a, const vec& b, const vec& c) {
-#if defined(__FMA__)
+#if defined(__FMA__) && !DSV4_X86_KERNELS
     if constexpr (width == 4)
       return __builtin_ia32_vfmaddps(a, b, c);
     else
@@ -71,7 +71,7 @@ struct lanes {
     if constexpr (width == 4)
       return (v[0] + v[1]) + (v[2] + v[3]);
     else
-      return v[0] + v[1];
+      return width == 1 ? v[0] : v[0] + v[width - 1];
   }
   static void reduce4(const vec& a, const vec& b, const vec& c, const vec& d, T* y, bool add) {
     const T sum[4] = {reduce(a), reduce(b), reduce(c), reduce(d)};

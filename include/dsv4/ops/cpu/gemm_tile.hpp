@@ -69,8 +69,8 @@ struct rows_ahead {
 
 /// One chunk of dot products: RX rows of x against RW rows of w. Writes y, or adds to it.
 template <class T, int RX, int RW, class Rows>
-DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int64_t k, T* y, std::int64_t ldy,
-                          bool add) {
+[[gnu::noinline]] DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int64_t k, T* y,
+                                            std::int64_t ldy, bool add) {
   using L = lanes<T>;
   constexpr int vectors = Rows::vectors;
   constexpr std::int64_t step = std::int64_t{vectors} * L::width;
@@ -124,34 +124,38 @@ DSV4_TARGET void dot_tile(const T* x, std::int64_t ldx, const Rows& w, std::int6
   }
 }
 
-/// RX rows of y; the first tiles bring the RX rows of x near that come next.
-template <class T, int RX>
-DSV4_TARGET void dot_rows(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t o,
-                          std::int64_t k, T* y, std::int64_t ldy, bool add, rows_ahead<T>& ahead) {
-  using rows = dense_rows<T>;
+/// One row of y, eight rows of w at a time.
+template <class T>
+DSV4_TARGET void dot_row(const T* x, const T* w, std::int64_t ldw, std::int64_t o, std::int64_t k, T* y,
+                         bool add) {
   std::int64_t j = 0;
-  for (; j + 4 <= o; j += 4) {
-    rows_ahead<T>::fetch(ahead);
-    const T* const next = j < 8 * RX ? x + (RX + j / 8) * ldx + j / 4 % 2 * (k / 2) : x;
-    dot_tile<T, RX, 4>(x, ldx, fetching_rows<T>{{w + j * ldw, ldw}, next}, k, y + j, ldy, add);
-  }
-  for (; j < o; ++j)
-    for (int i = 0; i < RX; ++i)
-      dot_tile<T, 1, 1>(x + i * ldx, ldx, rows{w + j * ldw, ldw}, k, y + i * ldy + j, ldy, add);
+  for (; j + 8 <= o; j += 8)
+    dot_tile<T, 1, 8>(x, 0, dense_rows<T, 8>{w + j * ldw, ldw, w + (j + 8) * ldw}, k, y + j, 0, add);
+  for (; j < o; ++j) dot_tile<T, 1, 1>(x, 0, dense_rows<T>{w + j * ldw, ldw}, k, y + j, 0, add);
 }
 
-/// One chunk of y[n, o] = x[n, k] w[o, k]^T. Writes y, or adds to it.
+/// One chunk of y[n, o] = x[n, k] w[o, k]^T. Writes y, or adds to it. The first tiles of some rows bring the
+/// rows of x near that come next.
 template <class T>
 DSV4_TARGET void chunk_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
                           std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, bool add,
                           rows_ahead<T> ahead = {}) {
-  constexpr int rx = lanes<T>::tile_rows;
-  ahead = rows_ahead<T>::over(ahead, (n + rx - 1) / rx * (o / 4));
-  std::int64_t i = 0;
-  for (; i + rx <= n; i += rx) dot_rows<T, rx>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
-  if constexpr (rx > 2)
-    for (; i + 2 <= n; i += 2) dot_rows<T, 2>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
-  if (i < n) dot_rows<T, 1>(x + i * ldx, ldx, w, ldw, o, k, y + i * ldy, ldy, add, ahead);
+  constexpr int most = lanes<T>::tile_rows, few = std::min(most, 2);
+  ahead = rows_ahead<T>::over(ahead, (n + most - 1) / most * (o / 4));
+  while (n > 0) {
+    const int rows = n >= most ? most : n >= few ? few : 1;
+    const auto tile =
+        rows == most ? &dot_tile<T, most, 4, fetching_rows<T>> : &dot_tile<T, few, 4, fetching_rows<T>>;
+    std::int64_t j = 0;
+    for (; j + 4 <= o && rows >= few; j += 4) {
+      rows_ahead<T>::fetch(ahead);
+      const T* const next = j < 8 * rows ? x + (rows + j / 8) * ldx + j / 4 % 2 * (k / 2) : x;
+      tile(x, ldx, fetching_rows<T>{{w + j * ldw, ldw}, next}, k, y + j, ldy, add);
+    }
+    for (int i = 0; i < rows && j < o; ++i)
+      dot_row(x + i * ldx, w + j * ldw, ldw, o - j, k, y + i * ldy + j, add);
+    n -= rows, x += rows * ldx, y += rows * ldy;
+  }
 }
 
 /// y[n, o] = x[n, k] w[o, k]^T. The sum over k is taken in chunks of `chunk_bytes`, the chunks' sums are
@@ -160,24 +164,21 @@ template <class T>
 DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
                          std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, std::int64_t next) {
   constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(T)};
-  if (n == 1) {  // weights are read once: whole rows in order suit the prefetcher
-    std::int64_t j = 0;
-    for (; j + 8 <= o; j += 8)
-      for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk)
-        dot_tile<T, 1, 8>(x + c, ldx, dense_rows<T, 8>{w + j * ldw + c, ldw, w + (j + 8) * ldw + 8 * c},
-                          std::min(chunk, k - c), y + j, ldy, c > 0);
-    for (; j < o; ++j)
-      for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk)
-        dot_tile<T, 1, 1>(x + c, ldx, dense_rows<T>{w + j * ldw + c, ldw}, std::min(chunk, k - c), y + j, ldy,
-                          c > 0);
-    return;
-  }
-  for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
-    const bool last = c + chunk >= k;  // else the next chunk of the same rows follows
-    const rows_ahead<T> ahead{last ? w + o * ldw : w + c + chunk, ldw, last ? next : o,
-                              std::min(chunk, last ? k : k - c - chunk)};
-    chunk_nt(x + c, ldx, n, w + c, ldw, o, std::min(chunk, k - c), y, ldy, c > 0, ahead);
-  }
+  // Weights of one row are read once: whole rows in order suit the prefetcher.
+  const std::int64_t width = n == 1 ? 8 : o;
+  for (std::int64_t j = 0; j < o; j += width)
+    for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
+      const T* const from = w + j * ldw + c;
+      const std::int64_t rows = std::min(width, o - j), depth = std::min(chunk, k - c);
+      if (n == 1) {
+        dot_row(x + c, from, ldw, rows, depth, y + j, c > 0);
+        continue;
+      }
+      const bool last = c + chunk >= k;  // else the next chunk of the same rows follows
+      const rows_ahead<T> ahead{last ? w + o * ldw : from + chunk, ldw, last ? next : o,
+                                std::min(chunk, last ? k : k - c - chunk)};
+      chunk_nt(x + c, ldx, n, from, ldw, o, depth, y, ldy, c > 0, ahead);
+    }
 }
 
 /// RM rows by RV vectors of columns of c = op(a) b, or c += it; the last vector is masked when `Partial`. a
@@ -237,34 +238,40 @@ struct row_steps {
   std::int64_t step, within;
 };
 
-template <class T, int RV, bool Partial, bool Transposed>
+/// A panel of columns, or fewer than a vector of them.
+template <class T, bool Transposed>
 DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, row_steps steps, std::int64_t m, const T* b,
-                               std::int64_t ldb, std::int64_t k, T* c, std::int64_t ldc, bool add,
-                               std::int64_t last, rows_ahead<T>* ahead, T* copy = nullptr) {
-  constexpr int rm = lanes<T>::outer_rows;
-  for (; m >= rm; m -= rm, a += rm * steps.step, c += rm * ldc) {
-    if (ahead) rows_ahead<T>::fetch(ahead[0]), rows_ahead<T>::fetch(ahead[1]);
-    outer_tile<T, rm, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last, copy);
-    if (copy) b = copy, ldb = std::int64_t{RV} * lanes<T>::width, copy = nullptr;
+                               std::int64_t ldb, std::int64_t k, std::int64_t columns, T* c, std::int64_t ldc,
+                               bool add, rows_ahead<T>* ahead, T* copy = nullptr) {
+  using L = lanes<T>;
+  constexpr int most = L::outer_rows, few = std::min(most, 2), vectors = L::outer_vectors;
+  constexpr bool partial = vectors * L::width > 1;  // else there are none
+  using tile = void (*)(const T*, std::int64_t, const T*, std::int64_t, std::int64_t, T*, std::int64_t, bool,
+                        std::int64_t, T*);
+  constexpr tile wide[] = {&outer_tile<T, 1, vectors, false, Transposed>,
+                           &outer_tile<T, few, vectors, false, Transposed>,
+                           &outer_tile<T, most, vectors, false, Transposed>};
+  constexpr tile narrow[] = {&outer_tile<T, 1, 1, partial, Transposed>,
+                             &outer_tile<T, few, 1, partial, Transposed>,
+                             &outer_tile<T, most, 1, partial, Transposed>};
+  while (m > 0) {
+    const int size = m >= most ? 2 : m >= few ? 1 : 0, rows = size == 2 ? most : size == 1 ? few : 1;
+    if (size == 2 && ahead) rows_ahead<T>::fetch(ahead[0]), rows_ahead<T>::fetch(ahead[1]);
+    (columns == vectors * L::width ? wide : narrow)[size](a, lda, b, ldb, k, c, ldc, add, columns, copy);
+    if (copy) b = copy, ldb = columns, copy = nullptr;
+    a += rows * (size == 2 ? steps.step : steps.within), c += rows * ldc, m -= rows;
   }
-  if constexpr (rm > 2)
-    for (; m >= 2; m -= 2, a += 2 * steps.within, c += 2 * ldc)
-      outer_tile<T, 2, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last, nullptr);
-  if (m > 0) outer_tile<T, 1, RV, Partial, Transposed>(a, lda, b, ldb, k, c, ldc, add, last, nullptr);
 }
 
 template <class T, bool Transposed>
 DSV4_TARGET void outer_panels(const T* a, std::int64_t lda, row_steps steps, std::int64_t m, const T* b,
                               std::int64_t ldb, std::int64_t k, std::int64_t n, T* c, std::int64_t ldc,
                               bool add, rows_ahead<T>* ahead) {
-  constexpr int most = lanes<T>::outer_vectors;
-  constexpr std::int64_t width = lanes<T>::width;
-  std::int64_t j = 0;
-  for (; j + most * width <= n; j += most * width)
-    outer_columns<T, most, false, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add, 0, ahead);
-  for (; j < n; j += width)
-    outer_columns<T, 1, true, Transposed>(a, lda, steps, m, b + j, ldb, k, c + j, ldc, add,
-                                          std::min(width, n - j), ahead);
+  constexpr std::int64_t width = lanes<T>::width, panel = lanes<T>::outer_vectors * width;
+  for (std::int64_t j = 0, columns; j < n; j += columns) {
+    columns = n - j >= panel ? panel : std::min(width, n - j);
+    outer_columns<T, Transposed>(a, lda, steps, m, b + j, ldb, k, columns, c + j, ldc, add, ahead);
+  }
 }
 
 /// c[m, n] = op(a)[m, k] b[k, n], or c += it: every element is a sequential chain of fused multiply-adds over
@@ -342,8 +349,8 @@ DSV4_TARGET void gemm_outer_block(const T* a, std::int64_t lda, std::int64_t m, 
         rows = rows_ahead<T>::over(
             rows, m / L::outer_rows * (columns < panel ? (columns + L::width - 1) / L::width : 1));
       if (columns == panel) {  // the first tile makes the copy
-        outer_columns<T, vectors, false, Transposed>(tiles_a, tiles_lda, steps, m, own_b, ldb, depth, c + j,
-                                                     ldc, add || p > 0, 0, ahead, packed_b);
+        outer_columns<T, Transposed>(tiles_a, tiles_lda, steps, m, own_b, ldb, depth, columns, c + j, ldc,
+                                     add || p > 0, ahead, packed_b);
       } else {
         for (std::int64_t i = 0; i < depth; ++i) std::copy_n(own_b + i * ldb, columns, packed_b + i * panel);
         outer_panels<T, Transposed>(tiles_a, tiles_lda, steps, m, packed_b, panel, depth, columns, c + j, ldc,
