@@ -59,13 +59,13 @@ struct block_topk {
     unsigned smallest = to_ordered(low), largest = to_ordered(high);
     if (thread == 0) s.list_count = 0;
     range(s, smallest, largest);
-    low = from_ordered(smallest);
+    low = from_ordered<float>(smallest);
 
     // First the scores are counted by bins of values.
     unsigned chosen = 0, open = (1u << Each) - 1;  // bit j: score j is one of the largest, or may be
     int wanted = k;                                // of the open ones
     bool done = false;
-    const float scale = (bins - 1) / (from_ordered(largest) - low);
+    const float scale = (bins - 1) / (from_ordered<float>(largest) - low);
     if (scale > 0 && scale < infinity<float>) {
 #pragma unroll
       for (int j = 0; j < Each; ++j) {
@@ -142,9 +142,6 @@ struct block_topk {
   }
 
  private:
-  static __device__ __forceinline__ float from_ordered(unsigned key) {
-    return __uint_as_float(key >> 31 ? key ^ 0x80000000u : ~key);
-  }
   /// Larger for a larger score, of equal ones for the lower index.
   static __device__ __forceinline__ unsigned long long entry(const float* from, int n, int i) {
     const unsigned key = to_ordered(fmaxf(i < n ? from[i] : -infinity<float>, -infinity<float>));

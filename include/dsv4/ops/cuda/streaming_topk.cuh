@@ -2,24 +2,12 @@
 /// The k largest of a stream of scores, kept by one block in shared memory.
 #pragma once
 
+#include <dsv4/numeric/ordered_key.hpp>
 #include <dsv4/ops/cuda/common.cuh>
 
 #include <cstdint>
-#include <type_traits>
 
 namespace dsv4::detail {
-
-/// Unsigned integers in the order of the floating-point numbers; +0 and -0 are equal.
-template <class A>
-using ordered_key = std::conditional_t<sizeof(A) == 8, unsigned long long, unsigned>;
-template <class A>
-__device__ __forceinline__ ordered_key<A> to_ordered(A value) {
-  using K = ordered_key<A>;
-  constexpr K sign = K{1} << (8 * sizeof(K) - 1);
-  if (value == A(0)) return sign;
-  const K bits = __builtin_bit_cast(K, value);
-  return bits & sign ? ~bits : bits | sign;
-}
 
 /// What a block of `Threads` threads needs beside the entries.
 template <class Key, int Threads>
