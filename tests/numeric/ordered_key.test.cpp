@@ -9,12 +9,21 @@
 TEMPLATE_TEST_CASE("keys are in the order of their numbers", "[ordered_key]", float, double) {
   using T = TestType;
   using limits = std::numeric_limits<T>;
-  using dsv4::detail::to_ordered;
   using dsv4::detail::from_ordered;
-  const std::vector<T> ascending{-limits::infinity(), limits::lowest(),     T(-2),       T(-1.5),
-                                 -limits::min(),      -limits::denorm_min(), T(0),       limits::denorm_min(),
-                                 limits::min(),       T(1),                 T(1) + limits::epsilon(),
-                                 limits::max(),       limits::infinity()};
+  using dsv4::detail::to_ordered;
+  const std::vector<T> ascending{-limits::infinity(),
+                                 limits::lowest(),
+                                 T(-2),
+                                 T(-1.5),
+                                 -limits::min(),
+                                 -limits::denorm_min(),
+                                 T(0),
+                                 limits::denorm_min(),
+                                 limits::min(),
+                                 T(1),
+                                 T(1) + limits::epsilon(),
+                                 limits::max(),
+                                 limits::infinity()};
   for (std::size_t i = 0; i + 1 < ascending.size(); ++i)
     CHECK(to_ordered(ascending[i]) < to_ordered(ascending[i + 1]));
   for (const T value : ascending) CHECK(from_ordered<T>(to_ordered(value)) == value);

@@ -2,6 +2,7 @@
 /// Exceptions. Every message names what was expected, what came, and where.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <stdexcept>
@@ -12,8 +13,11 @@ namespace dsv4 {
 
 namespace detail {
 inline std::string joined(std::initializer_list<std::string_view> parts) {
-  std::string all;
-  for (const std::string_view part : parts) all += part;
+  std::size_t size = 0;
+  for (const std::string_view part : parts) size += part.size();
+  std::string all(size, ' ');
+  char* to = all.data();
+  for (const std::string_view part : parts) to += part.copy(to, part.size());
   return all;
 }
 }  // namespace detail

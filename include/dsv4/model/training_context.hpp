@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 namespace dsv4 {
@@ -67,8 +66,9 @@ struct training_context {
     expect(!offsets.empty() && offsets.front() == 0, "training_context", "offsets", "to begin with 0",
            offsets.empty() ? -1 : offsets.front());
     for (std::size_t d = 0; d + 1 < offsets.size(); ++d) {
-      expect(offsets[d] <= offsets[d + 1], "training_context", "offsets[" + std::to_string(d + 1) + "]",
-             "at least " + std::to_string(offsets[d]), offsets[d + 1]);
+      expect(offsets[d] <= offsets[d + 1], "training_context",
+             numbered{"offsets[", static_cast<std::int64_t>(d) + 1, "]"}, numbered{"at least ", offsets[d]},
+             offsets[d + 1]);
       c.segments.push_back({nullptr, 0, offsets[d], offsets[d + 1] - offsets[d]});
     }
     c.rows = offsets.back();

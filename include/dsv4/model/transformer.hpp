@@ -10,7 +10,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 namespace dsv4 {
@@ -115,7 +114,7 @@ struct transformer {
                     logit_count(in.segments, in.rows));
     for (const segment& s : in.segments)
       expect(s.sequence->mtp_length() + s.tokens <= s.sequence->length(), "transformer::draft",
-             "segment tokens", "at most " + std::to_string(s.sequence->length() - s.sequence->mtp_length()),
+             "segment tokens", numbered{"at most ", s.sequence->length() - s.sequence->mtp_length()},
              s.tokens);
     if (rows == 0) return;
 

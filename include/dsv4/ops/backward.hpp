@@ -8,11 +8,18 @@
 #include <dsv4/exec/policy.hpp>
 #include <dsv4/exec/workspace.hpp>
 
+#include <cstdint>
 #include <iterator>
 #include <string>
 #include <string_view>
 
 namespace dsv4::detail {
+
+[[noreturn, gnu::cold, gnu::noinline]] inline void fail_axis(std::string_view op, std::string_view name,
+                                                             int axis, std::int64_t expected,
+                                                             std::int64_t found) {
+  fail(op, joined({name, " extent ", std::to_string(axis)}), expected, found);
+}
 
 /// Throws contract_error unless `gradient` is empty or has the extents of `of`.
 template <class G, class X>
@@ -21,16 +28,15 @@ void expect_gradient(std::string_view op, std::string_view name, const G& gradie
   if (!gradient.data) return;
   for (int axis = 0; axis < G::rank; ++axis)
     if (gradient.extent[axis] != of.extent[axis])
-      expect_extent(op, std::string(name) + " extent " + std::to_string(axis), gradient.extent[axis],
-                    of.extent[axis]);
+      fail_axis(op, name, axis, of.extent[axis], gradient.extent[axis]);
 }
 
 /// Throws contract_error unless `upstream` has the extents of `of`.
 template <class G, class X>
 void expect_upstream(std::string_view op, std::string_view name, const G& upstream, const X& of) {
   for (int axis = 0; axis < G::rank; ++axis)
-    expect_extent(op, std::string(name) + " extent " + std::to_string(axis), upstream.extent[axis],
-                  of.extent[axis]);
+    if (upstream.extent[axis] != of.extent[axis])
+      fail_axis(op, name, axis, of.extent[axis], upstream.extent[axis]);
 }
 
 /// Whether policy `P` has a backward kernel for `Op`.

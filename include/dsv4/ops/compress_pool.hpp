@@ -72,8 +72,8 @@ struct compress_pool {
     expect_extent("compress_pool", "bias width", in.bias.extent[1], width);
     if (entries > 0) {
       const std::int64_t oldest = std::max<std::int64_t>(0, in.first_entry - (in.overlap ? 1 : 0)) * m;
-      expect(in.first_position <= oldest, "compress_pool", "first_position",
-             "at most " + std::to_string(oldest), in.first_position);
+      expect(in.first_position <= oldest, "compress_pool", "first_position", numbered{"at most ", oldest},
+             in.first_position);
       expect(in.first_position + in.kv.extent[0] >= (in.first_entry + entries) * m, "compress_pool",
              "kv rows", "every token of the entries", in.kv.extent[0]);
     }

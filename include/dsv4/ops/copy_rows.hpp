@@ -35,7 +35,8 @@ struct copy_rows {
   };
 
   template <policy P>
-  static void forward(const P& p, const inputs& in, const outputs& out) {
+  // Called in many places: compiled once.
+  [[gnu::noinline]] static void forward(const P& p, const inputs& in, const outputs& out) {
     if (in.count == 0) return;
     expect_extent("copy_rows", "destination width", out.destination.extent[1], in.source.extent[1]);
     expect(in.count <= in.source.extent[0] && in.count <= out.destination.extent[0], "copy_rows", "count",

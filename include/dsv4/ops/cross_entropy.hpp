@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 #include <vector>
 
 namespace dsv4 {
@@ -82,8 +81,8 @@ struct cross_entropy {
   /// For kernels on the host.
   static void check_targets(const inputs& in) {
     for (std::int64_t t = 0; t < in.targets.extent[0]; ++t)
-      expect(in.targets(t) < in.head.extent[0], "cross_entropy", "targets[" + std::to_string(t) + "]",
-             "below " + std::to_string(in.head.extent[0]), in.targets(t));
+      expect(in.targets(t) < in.head.extent[0], "cross_entropy", numbered{"targets[", t, "]"},
+             numbered{"below ", in.head.extent[0]}, in.targets(t));
   }
 
  private:

@@ -51,8 +51,8 @@ struct embedding {
   /// tokens[t], which must be a row of the table.
   static std::int64_t checked_token(const inputs& in, std::int64_t t) {
     const std::int64_t id = in.tokens(t);
-    expect(id >= 0 && id < in.table.extent[0], "embedding", "tokens[" + std::to_string(t) + "]",
-           "a token id from 0 to " + std::to_string(in.table.extent[0] - 1), id);
+    expect(id >= 0 && id < in.table.extent[0], "embedding", numbered{"tokens[", t, "]"},
+           numbered{"a token id from 0 to ", in.table.extent[0] - 1}, id);
     return id;
   }
 };

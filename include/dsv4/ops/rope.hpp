@@ -74,7 +74,7 @@ struct rope {
   template <policy P>
   static void forward(const P& p, const inputs& in, const outputs& out) {
     expect(2 * in.frequencies.pairs <= out.x.extent[2], "rope", "x width",
-           "at least " + std::to_string(2 * in.frequencies.pairs), out.x.extent[2]);
+           numbered{"at least ", 2 * in.frequencies.pairs}, out.x.extent[2]);
     detail::dispatch<rope>(p, in, out);
   }
 
@@ -82,7 +82,7 @@ struct rope {
   static void backward(const P& p, basic_workspace<S>& w, const inputs& in, const upstream& up,
                        const gradients& g) {
     expect(2 * in.frequencies.pairs <= up.dy.extent[2], "rope", "dy width",
-           "at least " + std::to_string(2 * in.frequencies.pairs), up.dy.extent[2]);
+           numbered{"at least ", 2 * in.frequencies.pairs}, up.dy.extent[2]);
     detail::expect_gradient("rope", "dx", g.dx, up.dy);
     if (g.dx.data) detail::dispatch_backward<rope>(p, w, in, up, g);
   }

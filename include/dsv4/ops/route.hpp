@@ -92,11 +92,11 @@ struct kernel<route<T>, exec::reference> {
     for (std::int64_t t = 0; t < in.logits.extent[0]; ++t) {
       if (in.table.data) {
         const std::int64_t id = in.tokens(t);
-        expect(id >= 0 && id < in.table.extent[0], "route", "tokens[" + std::to_string(t) + "]",
-               "a row of the table", id);
+        expect(id >= 0 && id < in.table.extent[0], "route", numbered{"tokens[", t, "]"}, "a row of the table",
+               id);
         for (std::int64_t j = 0; j < k; ++j) {
           const std::int32_t e = out.experts(t, j) = in.table(id, j);
-          expect(e >= 0 && e < n, "route", "table[" + std::to_string(id) + "]", "an expert", e);
+          expect(e >= 0 && e < n, "route", numbered{"table[", id, "]"}, "an expert", e);
         }
       } else {
         // Selection in the storage type: double rounding must not separate what the model holds equal.

@@ -91,7 +91,7 @@ struct sparse_attention {
     expect_extent("sparse_attention", "sinks", in.sinks.extent[0], in.q.extent[1]);
     if (in.q.extent[0] > 0) {
       const std::int64_t oldest = std::max<std::int64_t>(0, in.first_position - in.window + 1);
-      expect(in.first_local <= oldest, "sparse_attention", "first_local", "at most " + std::to_string(oldest),
+      expect(in.first_local <= oldest, "sparse_attention", "first_local", numbered{"at most ", oldest},
              in.first_local);
       expect(in.first_local + in.local.extent[0] >= in.first_position + in.q.extent[0], "sparse_attention",
              "local rows", "one for every query", in.local.extent[0]);

@@ -73,8 +73,7 @@ class byte_dataset {
   /// Row `index` of a split, in the order of the text or of packing.
   void row(data_split split, std::int64_t index, packed_row& to) const {
     const documents_of& p = part(split);
-    expect(index >= 0 && index < p.rows, "byte_dataset::row", "index", "0 to " + std::to_string(p.rows - 1),
-           index);
+    expect(index >= 0 && index < p.rows, "byte_dataset::row", "index", numbered{"0 to ", p.rows - 1}, index);
     to.tokens.clear(), to.targets.clear(), to.second_targets.clear(), to.positions.clear();
     to.offsets.assign(1, 0);
     if (options_.packing == row_packing::windows) {

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <string>
 
 namespace dsv4 {
 
@@ -25,7 +24,7 @@ inline void group_advantages(vector_view<const double> rewards, std::int64_t gro
                              vector_view<double> advantages) {
   expect_extent("group_advantages", "advantages", advantages.extent[0], rewards.extent[0]);
   expect(group >= 1 && rewards.extent[0] % group == 0, "group_advantages", "group",
-         "a divisor of " + std::to_string(rewards.extent[0]), group);
+         numbered{"a divisor of ", rewards.extent[0]}, group);
   for (std::int64_t begin = 0; begin < rewards.extent[0]; begin += group) {
     double sum = 0;
     for (std::int64_t i = begin; i < begin + group; ++i) sum += rewards(i);
@@ -71,9 +70,8 @@ struct grpo_loss {
     std::int64_t counted = 0, clipped = 0;
     for (std::int64_t i = 0; i < answers; ++i) {
       const std::int64_t begin = in.offsets(i), end = in.offsets(i + 1);
-      expect(begin >= 0 && begin <= end && end <= tokens, "grpo_loss",
-             "offsets[" + std::to_string(i + 1) + "]",
-             "rising offsets within " + std::to_string(tokens) + " tokens", end);
+      expect(begin >= 0 && begin <= end && end <= tokens, "grpo_loss", numbered{"offsets[", i + 1, "]"},
+             numbered{"rising offsets within ", tokens, " tokens"}, end);
       if (begin == end) continue;
       const double advantage = in.advantages(i), share = 1 / (double(answers) * double(end - begin));
       double drift = 0;

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <numbers>
-#include <string>
 
 namespace dsv4 {
 
@@ -24,9 +23,9 @@ struct learning_rate_schedule {
   void check() const {
     expect(warmup_steps >= 0, "learning_rate_schedule", "warmup_steps", "0 or more", warmup_steps);
     expect(decay_begin >= warmup_steps, "learning_rate_schedule", "decay_begin",
-           "at least warmup_steps = " + std::to_string(warmup_steps), decay_begin);
+           numbered{"at least warmup_steps = ", warmup_steps}, decay_begin);
     expect(steps >= decay_begin, "learning_rate_schedule", "steps",
-           "at least decay_begin = " + std::to_string(decay_begin), steps);
+           numbered{"at least decay_begin = ", decay_begin}, steps);
   }
 };
 

@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -141,7 +140,8 @@ class rollout {
     std::vector<std::int32_t> tokens;
     for (std::size_t i = 0; i < prompts.size(); ++i) {
       const auto size = static_cast<std::int64_t>(prompts[i].size());
-      expect(size > 0, "rollout", "prompts[" + std::to_string(i) + "] tokens", "at least 1", size);
+      expect(size > 0, "rollout", numbered{"prompts[", static_cast<std::int64_t>(i), "] tokens"},
+             "at least 1", size);
       segments.push_back({&states_[i * at(group)], size});
       tokens.insert(tokens.end(), prompts[i].begin(), prompts[i].end());
     }

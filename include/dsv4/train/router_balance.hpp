@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 namespace dsv4 {
@@ -25,7 +24,7 @@ inline void count_loads(matrix_view<const std::int32_t> experts, vector_view<std
     for (std::int64_t j = 0; j < experts.extent[1]; ++j) {
       const std::int64_t e = experts(t, j);
       if (e < 0) continue;
-      expect(e < loads.extent[0], "count_loads", "experts[" + std::to_string(t) + "]", "an expert", e);
+      expect(e < loads.extent[0], "count_loads", numbered{"experts[", t, "]"}, "an expert", e);
       ++loads(e);
     }
 }

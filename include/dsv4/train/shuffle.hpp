@@ -7,7 +7,6 @@
 
 #include <bit>
 #include <cstdint>
-#include <string>
 
 namespace dsv4 {
 
@@ -15,7 +14,7 @@ namespace dsv4 {
 /// power of four, repeated until it falls into the range again (fewer than four times on average).
 inline std::int64_t shuffled_index(std::int64_t count, std::int64_t index, std::uint64_t key) {
   expect(count > 0, "shuffled_index", "count", "at least 1", count);
-  expect(index >= 0 && index < count, "shuffled_index", "index", "0 to " + std::to_string(count - 1), index);
+  expect(index >= 0 && index < count, "shuffled_index", "index", numbered{"0 to ", count - 1}, index);
   const int half = (std::bit_width(static_cast<std::uint64_t>(count - 1)) + 1) / 2;
   const std::uint64_t mask = (std::uint64_t{1} << half) - 1, base = detail::splitmix64(key);
   auto at = static_cast<std::uint64_t>(index);

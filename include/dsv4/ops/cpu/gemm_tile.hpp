@@ -126,8 +126,8 @@ template <class T, int RX, int RW, class Rows>
 
 /// One row of y, eight rows of w at a time.
 template <class T>
-DSV4_TARGET void dot_row(const T* x, const T* w, std::int64_t ldw, std::int64_t o, std::int64_t k, T* y,
-                         bool add) {
+[[gnu::noinline]] DSV4_TARGET void dot_row(const T* x, const T* w, std::int64_t ldw, std::int64_t o,
+                                           std::int64_t k, T* y, bool add) {
   std::int64_t j = 0;
   for (; j + 8 <= o; j += 8)
     dot_tile<T, 1, 8>(x, 0, dense_rows<T, 8>{w + j * ldw, ldw, w + (j + 8) * ldw}, k, y + j, 0, add);
@@ -140,17 +140,19 @@ template <class T>
 DSV4_TARGET void chunk_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
                           std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, bool add,
                           rows_ahead<T> ahead = {}) {
-  constexpr int most = lanes<T>::tile_rows, few = std::min(most, 2);
+  constexpr int most = lanes<T>::tile_rows;
   ahead = rows_ahead<T>::over(ahead, (n + most - 1) / most * (o / 4));
   while (n > 0) {
-    const int rows = n >= most ? most : n >= few ? few : 1;
-    const auto tile =
-        rows == most ? &dot_tile<T, most, 4, fetching_rows<T>> : &dot_tile<T, few, 4, fetching_rows<T>>;
+    const int rows = n >= most ? most : n >= 2 ? 2 : 1;
     std::int64_t j = 0;
-    for (; j + 4 <= o && rows >= few; j += 4) {
-      rows_ahead<T>::fetch(ahead);
-      const T* const next = j < 8 * rows ? x + (rows + j / 8) * ldx + j / 4 % 2 * (k / 2) : x;
-      tile(x, ldx, fetching_rows<T>{{w + j * ldw, ldw}, next}, k, y + j, ldy, add);
+    if constexpr (most > 1) {
+      const auto tile =
+          rows == most ? &dot_tile<T, most, 4, fetching_rows<T>> : &dot_tile<T, 2, 4, fetching_rows<T>>;
+      for (; j + 4 <= o && rows > 1; j += 4) {
+        rows_ahead<T>::fetch(ahead);
+        const T* const next = j < 8 * rows ? x + (rows + j / 8) * ldx + j / 4 % 2 * (k / 2) : x;
+        tile(x, ldx, fetching_rows<T>{{w + j * ldw, ldw}, next}, k, y + j, ldy, add);
+      }
     }
     for (int i = 0; i < rows && j < o; ++i)
       dot_row(x + i * ldx, w + j * ldw, ldw, o - j, k, y + i * ldy + j, add);
