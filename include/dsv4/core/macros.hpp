@@ -18,6 +18,14 @@
 #endif
 #endif
 
+/// Whether an instruction has a builtin function of this name. GCC, which knows them only where they are
+/// allowed, keeps their names; Clang has given up some.
+#if defined(__clang__)
+#define DSV4_HAS_INSTRUCTION(name) __has_builtin(name)
+#else
+#define DSV4_HAS_INSTRUCTION(name) 1
+#endif
+
 /// In a loop that waits: leaves the core to the thread beside this one for some tens of nanoseconds.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DSV4_PAUSE() asm volatile("pause")

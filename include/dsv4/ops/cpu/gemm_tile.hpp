@@ -74,6 +74,7 @@ template <class T, int RX, int RW, class Rows>
   using L = lanes<T>;
   constexpr int vectors = Rows::vectors;
   constexpr std::int64_t step = std::int64_t{vectors} * L::width;
+  const Rows own = w;  // whose members the compiler keeps in registers
   typename L::vec acc[RX][RW];
   DSV4_UNROLL for (int i = 0; i < RX; ++i) { DSV4_UNROLL for (int j = 0; j < RW; ++j) acc[i][j] = L::zero(); }
   std::int64_t c = 0;
@@ -83,9 +84,9 @@ template <class T, int RX, int RW, class Rows>
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) row[i][v] = L::load(x + i * ldx + c + v * L::width);
     }
     DSV4_UNROLL for (int j = 0; j < RW; ++j) {
-      Rows::prefetch(j, c, w);
+      Rows::prefetch(j, c, own);
       typename L::vec column[vectors];
-      Rows::load(j, c, w, column);
+      Rows::load(j, c, own, column);
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) {
         DSV4_UNROLL for (int i = 0; i < RX; ++i) acc[i][j] = L::fma(row[i][v], column[v], acc[i][j]);
       }
@@ -94,7 +95,7 @@ template <class T, int RX, int RW, class Rows>
   if (c < k) {
     DSV4_UNROLL for (int j = 0; j < RW; ++j) {
       typename L::vec column[vectors];
-      Rows::load(j, c, k - c, w, column);
+      Rows::load(j, c, k - c, own, column);
       DSV4_UNROLL for (int v = 0; v < vectors; ++v) {
         const std::int64_t left = k - c - v * L::width;
         if (left <= 0) break;
@@ -166,8 +167,8 @@ template <class T>
 DSV4_TARGET void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw,
                          std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, std::int64_t next) {
   constexpr std::int64_t chunk = chunk_bytes / std::int64_t{sizeof(T)};
-  // Weights of one row are read once: whole rows in order suit the prefetcher.
-  const std::int64_t width = n == 1 ? 8 : o;
+  // Weights are read once for one row of x: whole rows in order suit the prefetcher.
+  const std::int64_t width = n == 1 && k > chunk ? 8 : o;
   for (std::int64_t j = 0; j < o; j += width)
     for (std::int64_t c = 0; c < std::max<std::int64_t>(k, 1); c += chunk) {
       const T* const from = w + j * ldw + c;

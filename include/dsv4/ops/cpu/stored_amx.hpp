@@ -16,6 +16,7 @@
 #include <utility>
 #if DSV4_X86_KERNELS
 #include <cpuid.h>
+#include <immintrin.h>
 #endif
 #if DSV4_X86_KERNELS && defined(__linux__)
 #include <sys/syscall.h>

@@ -21,6 +21,7 @@
 #include <cstring>
 
 #if DSV4_X86_KERNELS
+#include <immintrin.h>
 
 namespace dsv4::detail::avx2 {
 

@@ -17,6 +17,7 @@
 #include <cstring>
 
 #if DSV4_X86_KERNELS
+#include <immintrin.h>
 
 namespace dsv4::detail::avx512_bf16 {
 

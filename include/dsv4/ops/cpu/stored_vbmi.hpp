@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #if DSV4_X86_KERNELS
+#include <immintrin.h>
 
 namespace dsv4::detail::avx512_vbmi {
 

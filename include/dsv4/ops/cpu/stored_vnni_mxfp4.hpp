@@ -20,6 +20,7 @@
 #include <cstring>
 
 #if DSV4_X86_KERNELS
+#include <immintrin.h>
 
 namespace dsv4::detail::vnni_mxfp4 {
 
