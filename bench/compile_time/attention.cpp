@@ -2,7 +2,7 @@
 // One block: attention, all three kinds, at V4-Flash's sizes.
 #include <dsv4/blocks/attention.hpp>
 #include <dsv4/config/presets.hpp>
-#include <dsv4/cpu.hpp>
+#include <dsv4/cpu_dense.hpp>
 
 void run(const dsv4::exec::cpu& p, dsv4::workspace& w, const dsv4::attention_parameters<float>& weights,
          std::span<const dsv4::attention_segment<float>> segments, dsv4::matrix_view<const float> x,

@@ -2,7 +2,7 @@
 // One block: the mixture of experts, at V4-Flash's sizes.
 #include <dsv4/blocks/moe.hpp>
 #include <dsv4/config/presets.hpp>
-#include <dsv4/cpu.hpp>
+#include <dsv4/cpu_dense.hpp>
 
 void run(const dsv4::exec::cpu& p, dsv4::workspace& w, const dsv4::moe_parameters<float>& weights,
          dsv4::vector_view<const std::int32_t> tokens, dsv4::matrix_view<const float> x,

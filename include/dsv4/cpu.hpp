@@ -2,18 +2,6 @@
 /// exec::cpu with all of its kernels.
 #pragma once
 
-#include <dsv4/ops/cpu/broadcast_add.hpp>
-#include <dsv4/ops/cpu/compress_pool.hpp>
-#include <dsv4/ops/cpu/cross_entropy.hpp>
-#include <dsv4/ops/cpu/embedding.hpp>
-#include <dsv4/ops/cpu/expert_dispatch.hpp>
-#include <dsv4/ops/cpu/hadamard.hpp>
-#include <dsv4/ops/cpu/hyper_connection.hpp>
-#include <dsv4/ops/cpu/index_topk.hpp>
-#include <dsv4/ops/cpu/indexer_loss.hpp>
-#include <dsv4/ops/cpu/linear.hpp>
+#include <dsv4/cpu_dense.hpp>
 #include <dsv4/ops/cpu/quantise.hpp>
-#include <dsv4/ops/cpu/rms_norm.hpp>
-#include <dsv4/ops/cpu/rope.hpp>
-#include <dsv4/ops/cpu/sparse_attention.hpp>
-#include <dsv4/ops/cpu/swiglu.hpp>
+#include <dsv4/ops/cpu/stored_linear.hpp>

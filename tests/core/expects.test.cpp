@@ -32,10 +32,12 @@ TEST_CASE("a message names the place, the argument, what was expected and what c
   CHECK(message_of([] { dsv4::expect_extent("op", "x width", 3, -4); }) ==
         "op: x width: expected -4, found 3");
   CHECK(message_of([] { expect(false, "op", "x", "even", 7); }) == "op: x: expected even, found 7");
-  CHECK(message_of([] { expect(false, "op", "x", numbered{"at most ", 5}, 7); }) ==
-        "op: x: expected at most 5, found 7");
-  CHECK(message_of([] { expect(false, "op", numbered{"x[", 2, "]"}, "even", 7); }) ==
-        "op: x[2]: expected even, found 7");
+  CHECK(message_of([] {
+          expect(false, "op", "x", numbered{"at most ", 5}, 7);
+        }) == "op: x: expected at most 5, found 7");
+  CHECK(message_of([] {
+          expect(false, "op", numbered{"x[", 2, "]"}, "even", 7);
+        }) == "op: x[2]: expected even, found 7");
   CHECK(message_of([] {
           expect(false, "", numbered{"x[", INT64_MIN, "]"}, numbered{"within ", 9, " tokens"}, INT64_MAX);
         }) == ": x[-9223372036854775808]: expected within 9 tokens, found 9223372036854775807");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products with bf16 and block-scaled weights and inputs.
 #include "support/catch.hpp"
-#include <dsv4/ops/cpu/linear.hpp>
 #include <dsv4/ops/cpu/quantise.hpp>
+#include <dsv4/ops/cpu/stored_linear.hpp>
 #include <dsv4/ops/linear.hpp>
 #include <dsv4/ops/quantise.hpp>
 

@@ -2,7 +2,7 @@
 // Products of MXFP4 weights and FP8 inputs where there are AMX tiles: of few rows by integers, of more by
 // tiles.
 #include "support/catch.hpp"
-#include <dsv4/ops/cpu/linear.hpp>
+#include <dsv4/ops/cpu/stored_linear.hpp>
 #include <dsv4/ops/linear.hpp>
 
 #include <algorithm>

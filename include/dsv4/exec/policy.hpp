@@ -44,12 +44,21 @@ template <policy P>
     return no_range();
 }
 
+/// Whether the kernel, which may be declared before, is defined here.
+template <class Op, class P>
+concept has_kernel = requires {
+  sizeof(kernel<Op, P>);
+};
+
 /// Public `forward` functions end in this one line.
 template <class Op, policy P, class... Arguments>
 void dispatch(const P& p, const Arguments&... arguments) {
   static_assert(Op::memory == P::memory,
                 "dsv4: the op's views live in another memory space than the policy's");
-  kernel<Op, P>::forward(p, arguments...);
+  static_assert(has_kernel<Op, P>,
+                "dsv4: this policy's kernel for this op is not included here; include <dsv4/cpu.hpp> for "
+                "exec::cpu");
+  if constexpr (has_kernel<Op, P>) kernel<Op, P>::forward(p, arguments...);
 }
 /// Those of ops that are composed of others, in this one: the policy's own kernel where it has one.
 template <class Op, policy P, class... Arguments>

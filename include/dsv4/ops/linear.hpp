@@ -234,12 +234,12 @@ struct kernel<grouped_linear<T, space::host, W, X>, exec::reference> {
 };
 
 template <class T, class W, class X>
-struct kernel<linear<T, space::host, W, X>, exec::cpu>;  // in ops/cpu/linear.hpp
+struct kernel<linear<T, space::host, W, X>, exec::cpu>;  // in ops/cpu/linear.hpp, stored_linear.hpp
 
 template <class T, class W>
-struct kernel<batched_linear<T, space::host, W>, exec::cpu>;  // in ops/cpu/linear.hpp
+struct kernel<batched_linear<T, space::host, W>, exec::cpu>;  // in ops/cpu/linear.hpp, stored_linear.hpp
 
 template <class T, class W, class X>
-struct kernel<grouped_linear<T, space::host, W, X>, exec::cpu>;  // in ops/cpu/linear.hpp
+struct kernel<grouped_linear<T, space::host, W, X>, exec::cpu>;  // in ops/cpu/linear.hpp, stored_linear.hpp
 
 }  // namespace dsv4

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Matrix products on host threads; see gemm.hpp for what holds of their rounding.
+/// Matrix products on host threads, with weights of the scalar's own type; see gemm.hpp for what holds of
+/// their rounding. Those with narrow weights are in stored_linear.hpp.
 #pragma once
 
 #include <dsv4/ops/cpu/gemm.hpp>
-#include <dsv4/ops/cpu/stored_gemm.hpp>
 #include <dsv4/ops/linear.hpp>
 
 #include <cstdint>
@@ -26,19 +26,18 @@ struct linear_gradient {
   std::int64_t lddw;
 };
 
-/// `weight` as T: itself, or decoded into the workspace.
+/// A narrow weight as T, in the workspace: in stored_linear.hpp.
 template <class T, class W>
-matrix_view<const T> decoded(const exec::cpu& p, workspace& w, const storage_matrix<const W>& weight) {
-  if constexpr (std::is_same_v<T, W>) {
+matrix_view<const T> widened(const exec::cpu& p, workspace& w, const storage_matrix<const W>& weight);
+
+/// `weight` as T: itself, or widened.
+template <class T, class W>
+matrix_view<const T> decoded([[maybe_unused]] const exec::cpu& p, [[maybe_unused]] workspace& w,
+                             const storage_matrix<const W>& weight) {
+  if constexpr (std::is_same_v<T, W>)
     return weight;
-  } else {
-    const std::int64_t n = weight.extent[0], k = weight.extent[1];
-    const auto to = w.take<T>(n, k);
-    p.parallel_for(n, 1 + 32768 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
-      decode_rows<T, W>(weight.rows(begin, end - begin), to.data + begin * k);
-    });
-    return to;
-  }
+  else
+    return widened<T, W>(p, w, weight);
 }
 
 /// The gradients of `count` products, gradient(i) and weight(i) describing each, that share o and k. Null
@@ -187,78 +186,6 @@ struct kernel<grouped_linear<T>, exec::cpu> {
   static void backward(const exec::cpu& p, workspace& w, const typename op::inputs& in,
                        const typename op::upstream& up, const typename op::gradients& g) {
     detail::backward_of_grouped_linear<T, T, T>(p, w, in, up, g);
-  }
-};
-
-template <class T, class W, class X>
-struct kernel<linear<T, space::host, W, X>, exec::cpu> {
-  using op = linear<T, space::host, W, X>;
-  static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
-#if DSV4_X86_KERNELS
-    if constexpr (block_format<W> && std::is_same_v<T, float> && std::is_same_v<X, fp8_activation>)
-      if (detail::bf16_products<T, W, X>())
-        return detail::bf16_gemm_nt<W, X>(
-            p, 1, in.x, out.y, [](std::int64_t) { return std::int64_t{0}; },
-            [&](std::int64_t) { return in.x.extent[0]; }, [&](std::int64_t) { return in.weight; });
-#endif
-    const auto x = detail::decode_matrix<T, X>(p, in.x);
-    detail::stored_gemm_nt<T, W>(p, 1, out.y.extent[1], in.x.extent[1], [&](std::int64_t) {
-      return detail::stored_problem<T, W>{x.data,    x.stride,   in.x.extent[0],
-                                          in.weight, out.y.data, out.y.stride[0]};
-    });
-  }
-
-  static void backward(const exec::cpu& p, workspace& w, const typename op::inputs& in,
-                       const typename op::upstream& up, const typename op::gradients& g) {
-    detail::backward_of_linear<T, W, X>(p, w, in, up, g);
-  }
-};
-
-template <class T, class W>
-struct kernel<batched_linear<T, space::host, W>, exec::cpu> {
-  using op = batched_linear<T, space::host, W>;
-  static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
-    detail::stored_gemm_nt<T, W>(p, out.y.extent[1], out.y.extent[2], in.x.extent[2], [&](std::int64_t g) {
-      return detail::stored_problem<T, W>{
-          in.x.data + g * in.x.stride[1],   in.x.stride[0], in.x.extent[0], in.weight[g],
-          out.y.data + g * out.y.stride[1], out.y.stride[0]};
-    });
-  }
-
-  static void backward(const exec::cpu& p, workspace& w, const typename op::inputs& in,
-                       const typename op::upstream& up, const typename op::gradients& g) {
-    detail::backward_of_batched_linear<T, W>(p, w, in, up, g);
-  }
-};
-
-template <class T, class W, class X>
-struct kernel<grouped_linear<T, space::host, W, X>, exec::cpu> {
-  using op = grouped_linear<T, space::host, W, X>;
-  static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
-#if DSV4_X86_KERNELS
-    if constexpr (block_format<W> && std::is_same_v<T, float> && std::is_same_v<X, fp8_activation>)
-      if (detail::bf16_products<T, W, X>())
-        return detail::bf16_gemm_nt<W, X>(
-            p, in.weight.extent[0], in.x, out.y, [&](std::int64_t e) { return in.offsets(e); },
-            [&](std::int64_t e) { return in.offsets(e + 1) - in.offsets(e); },
-            [&](std::int64_t e) { return in.weight[e]; });
-#endif
-    const auto x = detail::decode_matrix<T, X>(p, in.x);
-    detail::stored_gemm_nt<T, W>(p, in.weight.extent[0], out.y.extent[1], in.x.extent[1],
-                                 [&](std::int64_t e) {
-                                   const std::int64_t begin = in.offsets(e);
-                                   return detail::stored_problem<T, W>{x.data + begin * x.stride,
-                                                                       x.stride,
-                                                                       in.offsets(e + 1) - begin,
-                                                                       in.weight[e],
-                                                                       out.y.data + begin * out.y.stride[0],
-                                                                       out.y.stride[0]};
-                                 });
-  }
-
-  static void backward(const exec::cpu& p, workspace& w, const typename op::inputs& in,
-                       const typename op::upstream& up, const typename op::gradients& g) {
-    detail::backward_of_grouped_linear<T, W, X>(p, w, in, up, g);
   }
 };
 
