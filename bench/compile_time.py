@@ -4,8 +4,8 @@
 usage: compile_time.py [--compiler g++] [--rounds 3] [--out FILE.json]
 
 Prints processor seconds (user and system, median of the rounds) and their ratio to the yardstick's, without optimisation and
-with -O2; of blocks also with headers that were precompiled. Every round compiles every file, so that a change of the machine's
-speed meets all of them.
+with -O2; of blocks also with the kernels for narrow weights, and with headers that were precompiled. Every round compiles every
+file, so that a change of the machine's speed meets all of them.
 """
 import argparse
 import json
@@ -25,6 +25,7 @@ options = parser.parse_args()
 FILES = ["yardstick", "hyper_connection_site", "moe", "attention", "flash_precompiled", "flash", "flash_released"]
 LEVELS = ["-O0", "-O2"]
 BLOCKS = ["hyper_connection_site", "moe", "attention"]
+ALL_KERNELS = ["-include", "dsv4/cpu.hpp"]  # those for narrow weights too
 GOALS = {"hyper_connection_site": 3, "moe": 3, "attention": 3, "flash": 20, "flash_released": 20}
 
 
@@ -54,12 +55,13 @@ with tempfile.TemporaryDirectory() as folder:
             for file in FILES:
                 times.setdefault((file, level), []).append(seconds(file, level))
             for block in BLOCKS:
+                times.setdefault((block + ", all kernels", level), []).append(seconds(block, level, *ALL_KERNELS))
                 how = ["-include", pathlib.Path(folder) / level / "precompiled.hpp"]
                 times.setdefault((block + ", precompiled", level), []).append(seconds(block, level, *how))
 
 result = []
 print(f"{'file':36}{'':5}{'seconds':>9}{'/ yardstick':>13}   goal")
-for file in FILES + [block + ", precompiled" for block in BLOCKS]:
+for file in FILES + [block + how for how in (", all kernels", ", precompiled") for block in BLOCKS]:
     for level in LEVELS:
         s = statistics.median(times[file, level])
         ratio = s / statistics.median(times["yardstick", level])

@@ -34,8 +34,8 @@ struct copy_rows {
     matrix_view<T, S> dsource;  // (R, D)
   };
 
+  // Out of line: blocks call it in many places.
   template <policy P>
-  // Called in many places: compiled once.
   [[gnu::noinline]] static void forward(const P& p, const inputs& in, const outputs& out) {
     if (in.count == 0) return;
     expect_extent("copy_rows", "destination width", out.destination.extent[1], in.source.extent[1]);
