@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/// exec::cpu with its kernels for weights of the scalar's own type, float or double: all that training and a
-/// float checkpoint need, and half a second less to compile than <dsv4/cpu.hpp>.
+/// exec::cpu with its kernels for weights of the scalar's own type, float or double, as in numerics::float32:
+/// half a second less to compile than <dsv4/cpu.hpp>.
 #pragma once
 
 #include <dsv4/ops/cpu/broadcast_add.hpp>

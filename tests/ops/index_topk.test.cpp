@@ -137,6 +137,60 @@ TEST_CASE("rising, falling and infinite scores are kept right", "[index_topk]") 
   });
 }
 
+TEMPLATE_TEST_CASE("of any stream of scores the best are kept", "[index_topk]", float, double) {
+  using T = TestType;
+  using limits = std::numeric_limits<T>;
+  std::mt19937_64 random(3);
+  const auto draw = [&](int kind) -> T {
+    const auto bits = static_cast<dsv4::detail::ordered_key<T>>(random());
+    switch (kind) {
+      case 0:  // of any sign and size
+        return __builtin_bit_cast(T, bits);
+      case 1:  // close to each other, of both signs
+        return (bits & 1 ? 1 : -1) * (1 + T(bits >> 1 & 63) * limits::epsilon());
+      case 2:  // many equal
+        return T(int(bits % 5) - 2);
+      default:  // the ends of the range
+        return bits % 4 == 0   ? -limits::infinity()
+               : bits % 4 == 1 ? limits::quiet_NaN()
+               : bits % 4 == 2 ? limits::lowest()
+                               : limits::infinity();
+    }
+  };
+  for (const int kind : {0, 1, 2, 3})
+    for (const std::int64_t k : {1, 2, 7, 64, 500}) {
+      INFO("kind " << kind << ", k " << k);
+      dsv4::detail::best_entries<T> best(k);
+      for (const std::size_t count :
+           {std::size_t(1), std::size_t(k), std::size_t(k + 1), std::size_t(3000)}) {
+        std::vector<T> scores(count);
+        best.clear();
+        for (std::size_t i = 0; i < count; ++i) {
+          scores[i] = draw(kind);
+          best.push(scores[i], static_cast<std::int32_t>(i));
+          if (!(scores[i] == scores[i])) scores[i] = -limits::infinity();  // as it is taken
+        }
+        const auto* kept = best.best();
+        entries selected;
+        for (std::int64_t j = 0; j < best.size(); ++j) selected.push_back(kept[j].entry);
+        selected.resize(static_cast<std::size_t>(k), -1);
+        CHECK(selected == best_of(scores, k));
+      }
+    }
+}
+
+TEST_CASE("few queries in pieces, some with nothing to choose", "[index_topk]") {
+  constexpr std::int64_t n = 3, ratio = 1, k = 2998;
+  std::vector<float> keys(3000);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = static_cast<float>(i * 7919 % 3001);
+  std::vector<float> q(n, 1.0f), weights(n, 1.0f);
+  const index_topk<float>::inputs in{tensor_view<float>(q.data(), n, 1, 1),
+                                     matrix_view<float>(keys.data(), 3000, 1),
+                                     matrix_view<float>(weights.data(), n, 1), 2997, ratio};
+  const auto expected = select<float>(reference{}, in, k);
+  for (const int threads : {1, 2, 3, 4, 8}) CHECK(select<float>(cpu(threads), in, k) == expected);
+}
+
 TEST_CASE("a row of -inf scores, or of NaN, still gives k different entries", "[index_topk]") {
   for (const float weight :
        {-std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {

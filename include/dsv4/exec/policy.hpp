@@ -49,15 +49,19 @@ template <class Op, class P>
 concept has_kernel = requires {
   sizeof(kernel<Op, P>);
 };
+template <class Op, class P>
+consteval void expect_kernel() {
+  static_assert(has_kernel<Op, P>,
+                "dsv4: this policy's kernel for this op is not included here; include <dsv4/cpu.hpp> for "
+                "exec::cpu");
+}
 
 /// Public `forward` functions end in this one line.
 template <class Op, policy P, class... Arguments>
 void dispatch(const P& p, const Arguments&... arguments) {
   static_assert(Op::memory == P::memory,
                 "dsv4: the op's views live in another memory space than the policy's");
-  static_assert(has_kernel<Op, P>,
-                "dsv4: this policy's kernel for this op is not included here; include <dsv4/cpu.hpp> for "
-                "exec::cpu");
+  expect_kernel<Op, P>();
   if constexpr (has_kernel<Op, P>) kernel<Op, P>::forward(p, arguments...);
 }
 /// Those of ops that are composed of others, in this one: the policy's own kernel where it has one.

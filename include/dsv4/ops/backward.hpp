@@ -50,8 +50,12 @@ template <class Op, policy P, class... Arguments>
 void dispatch_backward(const P& p, basic_workspace<Op::memory>& w, const Arguments&... arguments) {
   static_assert(Op::memory == P::memory,
                 "dsv4: the op's views live in another memory space than the policy's");
-  static_assert(differentiable<Op, P, Arguments...>, "dsv4: this op has no backward kernel for this policy");
-  kernel<Op, P>::backward(p, w, arguments...);
+  expect_kernel<Op, P>();
+  if constexpr (has_kernel<Op, P>) {
+    static_assert(differentiable<Op, P, Arguments...>,
+                  "dsv4: this op has no backward kernel for this policy");
+    kernel<Op, P>::backward(p, w, arguments...);
+  }
 }
 
 }  // namespace dsv4::detail

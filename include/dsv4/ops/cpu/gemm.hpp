@@ -126,7 +126,7 @@ const cpu_kernels<T>& best_kernels() {
 
 /// One product y[rows, o] = x[rows, k] w[o, k]^T of several that share o and k.
 template <class T>
-struct gemm_problem {
+struct dense_problem {
   const T* x;
   std::int64_t ldx, rows;
   const T* w;
@@ -189,13 +189,13 @@ std::vector<Problem> described(std::int64_t count, const Describe& describe) {
 
 template <class T>
 void gemm_nt(const exec::cpu& p, std::int64_t o, std::int64_t k,
-             const std::vector<gemm_problem<T>>& problems) {
+             const std::vector<dense_problem<T>>& problems) {
   const auto& kernels = best_kernels<T>();
   for_each_block(
       p, static_cast<std::int64_t>(problems.size()), o, k,
       [&](std::int64_t i) { return problems[static_cast<std::size_t>(i)].rows; },
       [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
-        const gemm_problem<T>& g = problems[static_cast<std::size_t>(i)];
+        const dense_problem<T>& g = problems[static_cast<std::size_t>(i)];
         kernels.gemm_nt(g.x + n0 * g.ldx, g.ldx, n, g.w + o0 * g.ldw, g.ldw, width, k, g.y + n0 * g.ldy + o0,
                         g.ldy, n0 + n < g.rows ? 0 : width);
       });
@@ -204,7 +204,7 @@ void gemm_nt(const exec::cpu& p, std::int64_t o, std::int64_t k,
 /// Computes `count` products, problem(i) describing each.
 template <class T, class Problem>
 void gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std::int64_t k, const Problem& problem) {
-  gemm_nt(p, o, k, described<gemm_problem<T>>(count, problem));
+  gemm_nt(p, o, k, described<dense_problem<T>>(count, problem));
 }
 
 /// One product c[m, n] (+)= op(a) b of several that share n: a is [m, k] or, when transposed, [k, m].

@@ -45,7 +45,9 @@ struct lanes {
   /// Always fused where the machine can: written as a product and a sum, it would be up to the compiler, and
   /// change from one unrolled loop to another.
   static vec fma(const vec& a, const vec& b, const vec& c) {
-#if defined(__FMA__) && !DSV4_X86_KERNELS
+#if defined(__FMA__) && __has_builtin(__builtin_elementwise_fma)
+    return __builtin_elementwise_fma(a, b, c);
+#elif defined(__FMA__) && !DSV4_X86_KERNELS
     if constexpr (width == 4)
       return __builtin_ia32_vfmaddps(a, b, c);
     else

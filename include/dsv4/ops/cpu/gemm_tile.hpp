@@ -137,7 +137,7 @@ DSV4_TARGET void chunk_nt(const T* x, std::int64_t ldx, std::int64_t n, const T*
                           std::int64_t o, std::int64_t k, T* y, std::int64_t ldy, bool add,
                           rows_ahead<T> ahead = {}) {
   constexpr int most = lanes<T>::tile_rows;
-  ahead = rows_ahead<T>::over(ahead, (n + most - 1) / most * (o / 4));
+  ahead = rows_ahead<T>::over(ahead, (n / most + n % most / 2) * (o / 4));
   while (n > 0) {
     const int rows = n >= most ? most : n >= 2 ? 2 : 1;
     std::int64_t j = 0;
@@ -188,7 +188,7 @@ template <class T, int RM, int RV, bool Partial, bool Transposed>
                                               std::int64_t last, T* copy) {
   using L = lanes<T>;
   constexpr int whole = Partial ? RV - 1 : RV;
-  [[maybe_unused]] const typename L::tail tail = L::first(last);
+  [[maybe_unused]] const typename L::tail tail = L::first(Partial ? last : 0);
   typename L::vec acc[RM][RV];
   // Both ends of each row of c, a line or two in a place of its own that no prefetcher foresees.
   DSV4_UNROLL for (int i = 0; i < RM; ++i) {
@@ -236,7 +236,7 @@ struct row_steps {
   std::int64_t step, within;
 };
 
-/// A panel of columns, or fewer than a vector of them.
+/// A panel of columns, or a vector of them or fewer.
 template <class T, bool Transposed>
 DSV4_TARGET void outer_columns(const T* a, std::int64_t lda, row_steps steps, std::int64_t m, const T* b,
                                std::int64_t ldb, std::int64_t k, std::int64_t columns, T* c, std::int64_t ldc,

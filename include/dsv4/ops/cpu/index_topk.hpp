@@ -18,7 +18,7 @@ namespace detail {
 
 /// The k best of a stream of entries that comes in ascending order, and stays in it: ties go to the lower.
 template <class T>
-class streaming_topk {
+class best_entries {
  public:
   using key = ordered_key<T>;
   struct scored {
@@ -26,7 +26,7 @@ class streaming_topk {
     std::int32_t entry;
   };
 
-  explicit streaming_topk(std::int64_t k) : k_(k), kept_(new scored[static_cast<std::size_t>(2 * k)]) {}
+  explicit best_entries(std::int64_t k) : k_(k), kept_(new scored[static_cast<std::size_t>(2 * k)]) {}
 
   void clear() { count_ = 0, full_ = false; }
 
@@ -72,7 +72,8 @@ class streaming_topk {
       const key score = kept_[i].score & known;
       if (score > found || (score == found && wanted-- > 0)) kept_[stay++] = kept_[i];
     }
-    // At most the k-th largest: one that is let in needlessly is dropped the next time.
+    // At most the k-th largest, or NaN, which keeps nothing out: what is let in needlessly is dropped next
+    // time.
     count_ = stay, threshold_ = from_ordered<T>(found), full_ = true;
   }
 
@@ -87,7 +88,7 @@ class streaming_topk {
 template <class T>
 struct kernel<index_topk<T>, exec::cpu> {
   using op = index_topk<T>;
-  using topk = detail::streaming_topk<T>;
+  using topk = detail::best_entries<T>;
 
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
     const std::int64_t n = in.q.extent[0], k = out.selected.extent[1];

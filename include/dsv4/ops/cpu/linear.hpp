@@ -28,16 +28,16 @@ struct linear_gradient {
 
 /// A narrow weight as T, in the workspace: in stored_linear.hpp.
 template <class T, class W>
-matrix_view<const T> widened(const exec::cpu& p, workspace& w, const storage_matrix<const W>& weight);
+matrix_view<const T> widened_weight(const exec::cpu& p, workspace& w, const storage_matrix<const W>& weight);
 
-/// `weight` as T: itself, or widened.
+/// `weight` as T: itself, or widened_weight.
 template <class T, class W>
 matrix_view<const T> decoded([[maybe_unused]] const exec::cpu& p, [[maybe_unused]] workspace& w,
                              const storage_matrix<const W>& weight) {
   if constexpr (std::is_same_v<T, W>)
     return weight;
   else
-    return widened<T, W>(p, w, weight);
+    return widened_weight<T, W>(p, w, weight);
 }
 
 /// The gradients of `count` products, gradient(i) and weight(i) describing each, that share o and k. Null
@@ -135,8 +135,8 @@ struct kernel<linear<T>, exec::cpu> {
   using op = linear<T>;
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
     detail::gemm_nt<T>(p, 1, out.y.extent[1], in.x.extent[1], [&](std::int64_t) {
-      return detail::gemm_problem<T>{in.x.data,           in.x.stride[0], in.x.extent[0], in.weight.data,
-                                     in.weight.stride[0], out.y.data,     out.y.stride[0]};
+      return detail::dense_problem<T>{in.x.data,           in.x.stride[0], in.x.extent[0], in.weight.data,
+                                      in.weight.stride[0], out.y.data,     out.y.stride[0]};
     });
   }
 
@@ -151,13 +151,13 @@ struct kernel<batched_linear<T>, exec::cpu> {
   using op = batched_linear<T>;
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
     detail::gemm_nt<T>(p, out.y.extent[1], out.y.extent[2], in.x.extent[2], [&](std::int64_t g) {
-      return detail::gemm_problem<T>{in.x.data + g * in.x.stride[1],
-                                     in.x.stride[0],
-                                     in.x.extent[0],
-                                     in.weight.data + g * in.weight.stride[0],
-                                     in.weight.stride[1],
-                                     out.y.data + g * out.y.stride[1],
-                                     out.y.stride[0]};
+      return detail::dense_problem<T>{in.x.data + g * in.x.stride[1],
+                                      in.x.stride[0],
+                                      in.x.extent[0],
+                                      in.weight.data + g * in.weight.stride[0],
+                                      in.weight.stride[1],
+                                      out.y.data + g * out.y.stride[1],
+                                      out.y.stride[0]};
     });
   }
 
@@ -173,13 +173,13 @@ struct kernel<grouped_linear<T>, exec::cpu> {
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
     detail::gemm_nt<T>(p, in.weight.extent[0], out.y.extent[1], in.x.extent[1], [&](std::int64_t e) {
       const std::int64_t begin = in.offsets(e);
-      return detail::gemm_problem<T>{in.x.data + begin * in.x.stride[0],
-                                     in.x.stride[0],
-                                     in.offsets(e + 1) - begin,
-                                     in.weight.data + e * in.weight.stride[0],
-                                     in.weight.stride[1],
-                                     out.y.data + begin * out.y.stride[0],
-                                     out.y.stride[0]};
+      return detail::dense_problem<T>{in.x.data + begin * in.x.stride[0],
+                                      in.x.stride[0],
+                                      in.offsets(e + 1) - begin,
+                                      in.weight.data + e * in.weight.stride[0],
+                                      in.weight.stride[1],
+                                      out.y.data + begin * out.y.stride[0],
+                                      out.y.stride[0]};
     });
   }
 
