@@ -30,6 +30,14 @@
 #define DSV4_HAS_INSTRUCTION(name) 1
 #endif
 
+/// Asks for full unrolling of a loop over a register tile, whatever the optimisation level. nvcc has another
+/// word for it.
+#if defined(__CUDACC__)
+#define DSV4_UNROLL
+#else
+#define DSV4_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /// In a loop that waits: leaves the core to the thread beside this one for some tens of nanoseconds.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DSV4_PAUSE() asm volatile("pause")

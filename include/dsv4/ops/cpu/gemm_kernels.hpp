@@ -2,10 +2,9 @@
 /// What the matrix micro-kernels of all instruction sets share.
 #pragma once
 
-#include <cstdint>
+#include <dsv4/core/macros.hpp>
 
-/// Asks for full unrolling of the register tile loops, whatever the optimisation level.
-#define DSV4_UNROLL _Pragma("GCC unroll 8")
+#include <cstdint>
 
 namespace dsv4::detail {
 

@@ -2,6 +2,7 @@
 /// RMSNorm on host threads: sixteen partial sums per row, in an order that the width alone fixes.
 #pragma once
 
+#include <dsv4/core/macros.hpp>
 #include <dsv4/ops/cpu/row_chunks.hpp>
 #include <dsv4/ops/rms_norm.hpp>
 
@@ -19,7 +20,7 @@ T sum_of_products(const T* x, const T* y, std::int64_t width) {
   T lane[lanes] = {};
   std::int64_t i = 0;
   for (; i + lanes <= width; i += lanes)
-    _Pragma("GCC unroll 16") for (int l = 0; l < lanes; ++l) lane[l] += x[i + l] * y[i + l];
+    DSV4_UNROLL for (int l = 0; l < lanes; ++l) lane[l] += x[i + l] * y[i + l];
   for (int l = 0; i + l < width; ++l) lane[l] += x[i + l] * y[i + l];
   for (int half = lanes / 2; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
