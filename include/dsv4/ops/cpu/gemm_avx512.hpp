@@ -24,26 +24,12 @@ namespace dsv4::detail::avx512 {
 template <class T>
 struct lanes : vector_lanes<T> {
   using typename vector_lanes<T>::vec;
+  using vector_lanes<T>::put;
+  using vector_lanes<T>::reduce4;
   typedef T half __attribute__((vector_size(32)));
-  typedef T quarter __attribute__((vector_size(16)));
   static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
 
-  DSV4_LANE T reduce(vec v) {
-    const quarter sum = fold(v);
-    if constexpr (sizeof(T) == 4)
-      return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    else
-      return sum[0] + sum[1];
-  }
-  DSV4_LANE void reduce4(vec a, vec b, vec c, vec d, T* y, bool add) {
-    if constexpr (sizeof(T) == 4) {
-      put(pairs_of(pairs_of(fold(a), fold(b)), pairs_of(fold(c), fold(d))), y, add);
-    } else {
-      put(pairs_of(fold(a), fold(b)), y, add);
-      put(pairs_of(fold(c), fold(d)), y + 2, add);
-    }
-  }
   /// reduce4 of four rows, with half of the instructions: a quarter of a vector holds a row.
   DSV4_LANE void reduce4(const vec (&a)[4], const vec (&b)[4], const vec (&c)[4], const vec (&d)[4], T* y,
                          std::int64_t ldy, bool add) requires(sizeof(T) == 4) {
@@ -71,30 +57,6 @@ struct lanes : vector_lanes<T> {
   }
 
  private:
-  DSV4_LANE quarter fold(vec v) {
-    if constexpr (sizeof(T) == 4) {
-      const half sum = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-      return __builtin_shufflevector(sum, sum, 0, 1, 2, 3) + __builtin_shufflevector(sum, sum, 4, 5, 6, 7);
-    } else {
-      const half sum = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
-      return __builtin_shufflevector(sum, sum, 0, 1) + __builtin_shufflevector(sum, sum, 2, 3);
-    }
-  }
-  DSV4_LANE quarter pairs_of(quarter a, quarter b) {
-    if constexpr (sizeof(T) == 4)
-      return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
-    else
-      return __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
-  }
-  DSV4_LANE void put(quarter sum, T* y, bool add) {
-    if (add) {
-      quarter before;
-      std::memcpy(&before, y, sizeof before);
-      sum += before;
-    }
-    std::memcpy(y, &sum, sizeof sum);
-  }
   /// The steps of reduce4's tree for several vectors at once: a's halves, and b's, added ...
   DSV4_LANE vec add_halves(vec a, vec b) {
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31) +

@@ -12,6 +12,7 @@ struct vector_lanes {
   typedef T vec __attribute__((vector_size(DSV4_VECTOR_BYTES), may_alias));
   using integer = std::conditional_t<sizeof(T) == 4, int, long long>;
   typedef integer integers __attribute__((vector_size(DSV4_VECTOR_BYTES)));
+  typedef T part __attribute__((vector_size(16)));
 
   DSV4_LANE vec zero() { return vec{}; }
   DSV4_LANE vec fill(T a) { return a - vec{}; }  // not a sum: -0 stays
@@ -117,7 +118,59 @@ struct vector_lanes {
     }
   }
 
+  /// The sum of all lanes: halves are added to each other down to a part, then neighbours.
+  DSV4_LANE T reduce(vec v) {
+    const part sum = fold(v);
+    if constexpr (sizeof(T) == 4)
+      return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    else
+      return sum[0] + sum[1];
+  }
+  /// Four such sums, to y or added to it.
+  DSV4_LANE void reduce4(vec a, vec b, vec c, vec d, T* y, bool add) {
+    if constexpr (sizeof(T) == 4) {
+      put(add_neighbours(add_neighbours(fold(a), fold(b)), add_neighbours(fold(c), fold(d))), y, add);
+    } else {
+      put(add_neighbours(fold(a), fold(b)), y, add);
+      put(add_neighbours(fold(c), fold(d)), y + 2, add);
+    }
+  }
+  DSV4_LANE void put(part sum, T* y, bool add) {
+    if (add) {
+      part before;
+      std::memcpy(&before, y, sizeof before);
+      sum += before;
+    }
+    std::memcpy(y, &sum, sizeof sum);
+  }
+
  private:
+#if DSV4_VECTOR_BYTES == 64
+  typedef T half __attribute__((vector_size(32)));
+  DSV4_LANE part fold(vec v) {
+    if constexpr (sizeof(T) == 4) {
+      const half sum = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+      return __builtin_shufflevector(sum, sum, 0, 1, 2, 3) + __builtin_shufflevector(sum, sum, 4, 5, 6, 7);
+    } else {
+      const half sum = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+      return __builtin_shufflevector(sum, sum, 0, 1) + __builtin_shufflevector(sum, sum, 2, 3);
+    }
+  }
+#else
+  DSV4_LANE part fold(vec v) {
+    if constexpr (sizeof(T) == 4)
+      return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    else
+      return __builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3);
+  }
+#endif
+  DSV4_LANE part add_neighbours(part a, part b) {
+    if constexpr (sizeof(T) == 4)
+      return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+    else
+      return __builtin_shufflevector(a, b, 0, 2) + __builtin_shufflevector(a, b, 1, 3);
+  }
   static bool has([[maybe_unused]] const tail& t, [[maybe_unused]] int i) {
 #if DSV4_VECTOR_BYTES == 64
     return t >> i & 1;
