@@ -273,7 +273,8 @@ DSV4_TARGET void few(const std::uint16_t* x, std::int64_t ldx, const storage_mat
         for (std::int64_t j = 0; j < at.count; ++j) {
           rows<W, 1> one;
           rows<W, 1>::open(own, j, c, depth, one);
-          dot_tile<RX, 1>(x + c, ldx, one, depth, sums[0] + j, R, c > 0);
+          for (int i = 0; i < RX; ++i)
+            dot_tile<1, 1>(x + i * ldx + c, ldx, one, depth, sums[i] + j, R, c > 0);
         }
       }
     }
@@ -288,7 +289,9 @@ DSV4_TARGET void packed_product(const std::uint16_t* x, std::int64_t ldx, const 
   for (; j + 4 <= o; j += 4)
     dot_tile<RX, 4>(x, ldx, packed_rows{w + j * scratch_stride, scratch_stride}, k, y + j, ldy, add);
   for (; j < o; ++j)
-    dot_tile<RX, 1>(x, ldx, packed_rows{w + j * scratch_stride, scratch_stride}, k, y + j, ldy, add);
+    for (int i = 0; i < RX; ++i)
+      dot_tile<1, 1>(x + i * ldx, ldx, packed_rows{w + j * scratch_stride, scratch_stride}, k,
+                     y + i * ldy + j, ldy, add);
 }
 
 /// y[n, o] = x[n, k] w[o, k]^T for packed x, k > 0 and o at most stored_block_rows; scratch for that many

@@ -61,7 +61,18 @@ DSV4_TARGET void stored_rows_product(const float* x, std::int64_t ldx, const sto
       stored_rows_chunk<W, RX, R>(x, ldx, w, j, c, y, ldy);
 }
 
-/// The same for one row of x, by the kernels of `Row`; what these refuse goes the way of other rows.
+/// The same from j on for the rows that tiles leave: few or none.
+template <class W>
+DSV4_TARGET void stored_rest(const float* x, std::int64_t ldx, int rows, const storage_matrix<const W>& w,
+                             std::int64_t j, float* y, std::int64_t ldy) {
+  for (int i = 0; i < rows; ++i) {
+    std::int64_t from = j;
+    stored_rows_product<W, 1, 1>(x + i * ldx, ldx, w, from, y + i * ldy, ldy);
+  }
+}
+
+/// stored_rows_product for one row of x, by the kernels of `Row`; what these refuse goes the way of other
+/// rows.
 template <class W, class Row>
 DSV4_TARGET void stored_one_row(const float* x, const storage_matrix<const W>& w, std::int64_t& j,
                                 float* scratch, float* y) {
@@ -89,7 +100,7 @@ DSV4_TARGET void stored_few(const float* x, std::int64_t ldx, const storage_matr
   if constexpr (RX == 1 && requires { typename stored_rows<W, 1>::one_row; })
     stored_one_row<W, typename stored_rows<W, 1>::one_row>(x, w, j, scratch, y);
   stored_rows_product<W, RX, (RX <= lanes<float>::tile_rows / 3 ? 8 : 4)>(x, ldx, w, j, y, ldy);
-  stored_rows_product<W, RX, 1>(x, ldx, w, j, y, ldy);
+  stored_rest<W>(x, ldx, RX, w, j, y, ldy);
 }
 
 /// y[n, o] = x[n, k] w[o, k]^T, o at most stored_block_rows.

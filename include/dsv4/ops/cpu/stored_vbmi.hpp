@@ -228,10 +228,7 @@ DSV4_TARGET void few(const float* x, std::int64_t ldx, const storage_matrix<cons
   constexpr std::int64_t columns = chunk_bytes / std::int64_t{sizeof(float)};
   const std::int64_t k = w.extent[1];
   for (row_streams at = streams_of<W>(w, R); !at.done(); at.advance()) {
-    if (at.count < R) {
-      std::int64_t j = at.first;
-      return avx512::stored_rows_product<W, RX, 1>(x, ldx, w, j, y, ldy);
-    }
+    if (at.count < R) return avx512::stored_rest<W>(x, ldx, RX, w, at.first, y, ldy);
     float out[RX][R];
     for (std::int64_t c = 0; c < k; c += columns)
       add_chunk<W, RX, R>(x, ldx, w, at, c, std::min(columns, k - c), out[0]);
