@@ -10,15 +10,7 @@ namespace {
 using dsv4::expect;
 using dsv4::numbered;
 
-template <class F>
-std::string message_of(const F& f) {
-  try {
-    f();
-  } catch (const dsv4::contract_error& e) {
-    return e.what();
-  }
-  return "nothing thrown";
-}
+std::string message_of(const auto& f) { return dsv4::testing::message_of<dsv4::contract_error>(f); }
 
 }  // namespace
 

@@ -52,14 +52,7 @@ std::vector<std::byte> saved_model() {
   return bytes;
 }
 
-std::string message_of(const auto& f) {
-  try {
-    f();
-  } catch (const std::exception& failure) {
-    return failure.what();
-  }
-  return "";
-}
+using testing::message_of;
 
 }  // namespace
 

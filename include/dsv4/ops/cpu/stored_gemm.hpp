@@ -49,6 +49,15 @@ void decode_rows(const storage_matrix<const X>& x, T* to) {
     best_stored_kernels<T, X>().decode(x, c, std::min(chunk, k - c), to + c, k);
 }
 
+/// The same by all threads.
+template <class T, class X>
+void decode_rows(const exec::cpu& p, const storage_matrix<const X>& x, T* to) {
+  const std::int64_t k = x.extent[1];
+  p.parallel_for(x.extent[0], 1 + 32768 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
+    decode_rows<T, X>(x.rows(begin, end - begin), to + begin * k);
+  });
+}
+
 /// A matrix as T, decoded when it is not T already.
 template <class T>
 struct decoded_matrix {
@@ -65,9 +74,7 @@ decoded_matrix<T> decode_matrix(const exec::cpu& p, const storage_matrix<const X
     const std::int64_t n = x.extent[0], k = x.extent[1];
     std::unique_ptr<T[]> storage(new T[static_cast<std::size_t>(n * k)]);
     T* const to = storage.get();
-    p.parallel_for(n, 1 + 32768 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
-      decode_rows<T, X>(x.rows(begin, end - begin), to + begin * k);
-    });
+    decode_rows<T, X>(p, x, to);
     return {std::move(storage), to, k};
   }
 }

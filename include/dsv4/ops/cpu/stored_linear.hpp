@@ -14,11 +14,8 @@ namespace detail {
 
 template <class T, class W>
 matrix_view<const T> widened_weight(const exec::cpu& p, workspace& w, const storage_matrix<const W>& weight) {
-  const std::int64_t n = weight.extent[0], k = weight.extent[1];
-  const auto to = w.take<T>(n, k);
-  p.parallel_for(n, 1 + 32768 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
-    decode_rows<T, W>(weight.rows(begin, end - begin), to.data + begin * k);
-  });
+  const auto to = w.take<T>(weight.extent[0], weight.extent[1]);
+  decode_rows<T, W>(p, weight, to.data);
   return to;
 }
 
