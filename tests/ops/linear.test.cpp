@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/catch.hpp"
 #include <dsv4/core/error.hpp>
+#include <dsv4/ops/cpu/gemm_dispatch.hpp>
 #include <dsv4/ops/cpu/linear.hpp>
 #include <dsv4/ops/linear.hpp>
 
@@ -240,8 +241,8 @@ TEMPLATE_TEST_CASE("every instruction set of this machine computes the matrix ke
             for (std::int64_t i = 0; i < m; ++i) same = same && same_bits(&d.view(i, 0), &c.view(i, 0), n);
           };
           check_same([&](auto... given) { kernels.gemm_tn(given...); }, at);
-          check_same([&](auto... given) { kernels.template block<false>(given...); }, a, scratch.data());
-          check_same([&](auto... given) { kernels.template block<true>(given...); }, at, scratch.data());
+          check_same([&](auto... given) { kernels.block(false, given...); }, a, scratch.data());
+          check_same([&](auto... given) { kernels.block(true, given...); }, at, scratch.data());
           CHECK(same);
 
           std::vector<T> sums(static_cast<std::size_t>(n) + 1, T(77));

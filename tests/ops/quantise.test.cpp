@@ -4,6 +4,7 @@
 #include "support/catch.hpp"
 #include "support/compare.hpp"
 #include <dsv4/cpu.hpp>
+#include <dsv4/ops/cpu/stored_dispatch.hpp>
 #include <dsv4/ops/quantise.hpp>
 
 #include <algorithm>

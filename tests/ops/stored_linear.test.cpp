@@ -2,6 +2,7 @@
 // Products with bf16 and block-scaled weights and inputs.
 #include "support/catch.hpp"
 #include <dsv4/ops/cpu/quantise.hpp>
+#include <dsv4/ops/cpu/stored_dispatch.hpp>
 #include <dsv4/ops/cpu/stored_linear.hpp>
 #include <dsv4/ops/linear.hpp>
 #include <dsv4/ops/quantise.hpp>
@@ -240,7 +241,7 @@ TEMPLATE_TEST_CASE("every instruction set decodes every code under every scale e
     for (const auto set : every_set) {
       if (!detail::supported(set)) continue;
       std::vector<T> to(static_cast<std::size_t>(columns) + 1, T(77));
-      detail::stored_kernels_for<T, W>(set).decode(m, 0, columns, to.data(), columns);
+      detail::stored_kernels<T, W>(set).decode(m, 0, columns, to.data(), columns);
       bool same = to.back() == T(77);
       for (std::int64_t c = 0; c < columns; ++c) {
         const T want = T(m(0, c)), got = to[static_cast<std::size_t>(c)];
@@ -267,8 +268,8 @@ TEMPLATE_TEST_CASE("every instruction set multiplies stored weights like its den
           const stored<W> w(o, k, 1, 2, 120);
           std::vector<T> y(static_cast<std::size_t>(n * o)), z = y;
           std::vector<T> scratch(static_cast<std::size_t>(detail::stored_scratch<T>));
-          detail::stored_kernels_for<T, W>(set).product(x.view.data, k + 2, n, w.view, scratch.data(),
-                                                        y.data(), o);
+          detail::stored_kernels<T, W>(set).product(x.view.data, k + 2, n, w.view, scratch.data(), y.data(),
+                                                    o);
           const auto dense = decoded<T, W>(w.view);
           detail::kernels_for<T>(set).gemm_nt(x.view.data, k + 2, n, dense.data(), k, o, k, z.data(), o);
           INFO("instruction set " << static_cast<int>(set) << ", n " << n << ", k " << k << ", o " << o);
@@ -305,8 +306,8 @@ TEMPLATE_TEST_CASE("one row of any numbers has the bits of the dense kernels", "
           if (nan_code) w.codes[122 * stride + 5] = 0x7f, w.codes[129 * stride + 1500] = 0xff;
           std::vector<float> y(static_cast<std::size_t>(o)), z = y;
           std::vector<float> scratch(static_cast<std::size_t>(detail::stored_scratch<float>));
-          detail::stored_kernels_for<float, W>(set).product(x.values.data(), k, 1, w.view, scratch.data(),
-                                                            y.data(), o);
+          detail::stored_kernels<float, W>(set).product(x.values.data(), k, 1, w.view, scratch.data(),
+                                                        y.data(), o);
           const auto dense = decoded<float, W>(w.view);
           detail::kernels_for<float>(set).gemm_nt(x.values.data(), k, 1, dense.data(), k, o, k, z.data(), o);
           INFO("instruction set " << static_cast<int>(set) << ", number " << number << ", scales from 2^"
@@ -425,11 +426,11 @@ std::vector<float> bf16_product(bool tiles, int threads, const storage_matrix<co
   const std::int64_t n = x.extent[0], o = w.extent[0];
   // Behind the results one more, which has to stay.
   std::vector<float> y(static_cast<std::size_t>(n * o) + 1, 77.f);
-  const auto begin = [&](std::int64_t g) { return offsets[static_cast<std::size_t>(g)]; };
-  detail::bf16_gemm_nt<W, fp8_activation>(
-      exec::cpu(threads), static_cast<std::int64_t>(offsets.size()) - 1, x,
-      matrix_view<float>(y.data(), n, o), begin, [&](std::int64_t g) { return begin(g + 1) - begin(g); },
-      [&](std::int64_t) { return w; }, tiles);
+  std::vector<detail::bf16_problem<W>> problems;
+  for (std::size_t g = 0; g + 1 < offsets.size(); ++g)
+    problems.push_back({offsets[g], offsets[g + 1] - offsets[g], w});
+  detail::bf16_gemm_nt<W, fp8_activation>(exec::cpu(threads), x, matrix_view<float>(y.data(), n, o), problems,
+                                          tiles);
   CHECK(y.back() == 77.f);
   y.pop_back();
   return y;

@@ -2,7 +2,7 @@
 // Products of MXFP4 weights and FP8 inputs where there are AMX tiles: of few rows by integers, of more by
 // tiles.
 #include "support/catch.hpp"
-#include <dsv4/ops/cpu/stored_linear.hpp>
+#include <dsv4/ops/cpu/stored_dispatch.hpp>
 #include <dsv4/ops/linear.hpp>
 
 #include <algorithm>
@@ -40,10 +40,8 @@ struct operands {
   /// y[rows, o] for rows [first, first + rows) of x, or nothing where there are no tiles.
   std::vector<float> product(std::int64_t first, std::int64_t rows, int threads) const {
     std::vector<float> y(static_cast<std::size_t>(rows * o));
-    detail::bf16_gemm_nt<W, X>(
-        exec::cpu(threads), 1, inputs().rows(first, rows), matrix_view<float>(y.data(), rows, o),
-        [](std::int64_t) { return std::int64_t{0}; }, [&](std::int64_t) { return rows; },
-        [&](std::int64_t) { return weights(); }, true);
+    detail::bf16_gemm_nt<W, X>(exec::cpu(threads), inputs().rows(first, rows),
+                               matrix_view<float>(y.data(), rows, o), {{0, rows, weights()}}, true);
     return y;
   }
   double exact(std::int64_t t, std::int64_t j) const {  // of few enough columns

@@ -4,125 +4,17 @@
 #pragma once
 
 #include <dsv4/exec/cpu.hpp>
-#include <dsv4/ops/cpu/gemm_avx2.hpp>
-#include <dsv4/ops/cpu/gemm_avx512.hpp>
-#include <dsv4/ops/cpu/gemm_portable.hpp>
+#include <dsv4/ops/cpu/gemm_kernels.hpp>
 #include <dsv4/tensor/buffer.hpp>
+#if !DSV4_COMPILED_KERNELS
+#include <dsv4/ops/cpu/gemm_dispatch.hpp>
+#endif
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
-#if DSV4_X86_KERNELS
-#include <cpuid.h>
-#endif
 
 namespace dsv4::detail {
-
-enum class instruction_set { portable, avx2, avx512, avx512_vbmi };
-
-inline bool supported(instruction_set set) {
-#if DSV4_X86_KERNELS
-  // Clang 14 does not know "f16c" by name. CPUID can trap in a virtual machine: ask once.
-  static const bool f16c = [] {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-  }();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
-  if (set == instruction_set::avx2) return avx2;
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (set == instruction_set::avx512) return avx512;
-  if (set == instruction_set::avx512_vbmi)
-    return avx512 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi");
-#endif
-  return set == instruction_set::portable;
-}
-
-#if !DSV4_X86_KERNELS
-namespace avx2 = portable;
-namespace avx512 = portable;
-#endif
-
-/// Single-threaded kernels on raw row-major arrays, of one instruction set, which must be supported. What
-/// each computes, and of which arguments, is told in gemm_tile.hpp and softmax_tile.hpp. A kernel is compiled
-/// where it is called: a program that needs one does not pay for all.
-template <class T>
-class cpu_kernels {
- public:
-  explicit cpu_kernels(instruction_set set) : set_(set) {}
-
-  /// y[n, o] = x[n, k] w[o, k]^T; `next` rows of w behind these are needed soon.
-  void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw, std::int64_t o,
-               std::int64_t k, T* y, std::int64_t ldy, std::int64_t next = 0) const {
-    pick(&portable::gemm_nt<T>, &avx2::gemm_nt<T>, &avx512::gemm_nt<T>)(x, ldx, n, w, ldw, o, k, y, ldy,
-                                                                        next);
-  }
-  /// c[m, n] (+)= a[m, k] b[k, n]
-  template <class... A>
-  void gemm_nn(const A&... a) const {
-    pick(&portable::gemm_outer<T, false>, &avx2::gemm_outer<T, false>, &avx512::gemm_outer<T, false>)(a...);
-  }
-  /// c[m, n] (+)= a[k, m]^T b[k, n]
-  template <class... A>
-  void gemm_tn(const A&... a) const {
-    pick(&portable::gemm_outer<T, true>, &avx2::gemm_outer<T, true>, &avx512::gemm_outer<T, true>)(a...);
-  }
-  /// gemm_nn or, when `Transposed`, gemm_tn for blocks of large matrices, m at most outer_block; scratch of
-  /// outer_scratch elements; `next` is needed soon.
-  template <bool Transposed>
-  void block(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
-             std::int64_t n, T* c, std::int64_t ldc, bool add, T* scratch,
-             const outer_next<T>& next = {}) const {
-    pick(&portable::gemm_outer_block<T, Transposed>, &avx2::gemm_outer_block<T, Transposed>,
-         &avx512::gemm_outer_block<T, Transposed>)(a, lda, m, b, ldb, k, n, c, ldc, add, scratch, next);
-  }
-  /// c[n] = sum_m a[m] max(0, b[m, n])
-  template <class... A>
-  void weighted_relu(const A&... a) const {
-    pick(&portable::weighted_relu<T>, &avx2::weighted_relu<T>, &avx512::weighted_relu<T>)(a...);
-  }
-  /// One step of an online softmax; returns the factor for what was accumulated before.
-  T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) const {
-    return pick(&portable::softmax_step<T>, &avx2::softmax_step<T>, &avx512::softmax_step<T>)(s, n, scale,
-                                                                                              top, sum);
-  }
-  /// y[j] = 1 / (1 + e^-x[j]); y may be x.
-  void sigmoid(const T* x, T* y, std::int64_t n) const {
-    pick(&portable::sigmoid<T>, &avx2::sigmoid<T>, &avx512::sigmoid<T>)(x, y, n);
-  }
-  /// s[j] becomes the weight e^(s[j] - lse), dp[j] the gradient s[j] (dp[j] - delta) of its score.
-  template <class... A>
-  void softmax_gradient(const A&... a) const {
-    pick(&portable::softmax_gradient<T>, &avx2::softmax_gradient<T>, &avx512::softmax_gradient<T>)(a...);
-  }
-
- private:
-  template <class F>
-  F pick(F portable, F avx2, F avx512) const {
-    return set_ >= instruction_set::avx512 ? avx512 : set_ == instruction_set::avx2 ? avx2 : portable;
-  }
-  instruction_set set_;
-};
-
-/// The kernels of one instruction set, which must be supported.
-template <class T>
-cpu_kernels<T> kernels_for(instruction_set set) {
-  return cpu_kernels<T>(set);
-}
-
-/// The best instruction set of this machine.
-inline instruction_set best_set() {
-  return supported(instruction_set::avx512) ? instruction_set::avx512
-         : supported(instruction_set::avx2) ? instruction_set::avx2
-                                            : instruction_set::portable;
-}
-
-/// The kernels of the best instruction set of this machine.
-template <class T>
-const cpu_kernels<T>& best_kernels() {
-  static const cpu_kernels<T> best(best_set());
-  return best;
-}
 
 /// One product y[rows, o] = x[rows, k] w[o, k]^T of several that share o and k.
 template <class T>
@@ -271,9 +163,9 @@ void gemm_outer(const exec::cpu& p, std::int64_t n, bool add, const std::vector<
                      }
                      const outer_problem<T>& g = problem(i);
                      const T* const a = Transposed ? g.a + at.i0 : g.a + at.i0 * g.lda;
-                     kernels.template block<Transposed>(
-                         a, g.lda, at.m, g.b + at.j0, g.ldb, g.k, std::min(width, n - at.j0),
-                         g.c + at.i0 * g.ldc + at.j0, g.ldc, add, scratch.data(), next);
+                     kernels.block(Transposed, a, g.lda, at.m, g.b + at.j0, g.ldb, g.k,
+                                   std::min(width, n - at.j0), g.c + at.i0 * g.ldc + at.j0, g.ldc, add,
+                                   scratch.data(), next);
                    }
                  });
 }

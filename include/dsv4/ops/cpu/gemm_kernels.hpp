@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/// What the matrix micro-kernels of all instruction sets share.
+/// The matrix micro-kernels as what is above them calls them, and what those of all instruction sets share.
+/// They are in gemm_dispatch.hpp, or, with DSV4_COMPILED_KERNELS, in the one file that has
+/// <dsv4/cpu_kernels.hpp>.
 #pragma once
 
 #include <dsv4/core/macros.hpp>
@@ -41,5 +43,64 @@ inline void fetch_ahead(const void* at, int j) {
   // GCC takes a function that does nothing but prefetch for one without effects, and drops its calls.
   asm volatile("");
 }
+
+enum class instruction_set { portable, avx2, avx512, avx512_vbmi };
+
+/// The one of these kernels for an instruction set, of those that it includes the last.
+template <class F>
+F kernel_for(instruction_set set, F portable, F avx2, F avx512, F avx512_vbmi) {
+  const F all[] = {portable, avx2, avx512, avx512_vbmi};
+  return all[static_cast<int>(set)];
+}
+template <class F>
+F kernel_for(instruction_set set, F portable, F avx2, F avx512) {
+  return kernel_for(set, portable, avx2, avx512, avx512);
+}
+
+/// Single-threaded kernels on raw row-major arrays, of one instruction set, which must be supported. What
+/// each computes, and of which arguments, is told in gemm_tile.hpp and softmax_tile.hpp. Where they are not
+/// compiled elsewhere, a kernel is compiled where it is called: a program that needs one does not pay for
+/// all.
+template <class T>
+class cpu_kernels {
+ public:
+  explicit cpu_kernels(instruction_set set) : set_(set) {}
+
+  /// y[n, o] = x[n, k] w[o, k]^T; `next` rows of w behind these are needed soon.
+  void gemm_nt(const T* x, std::int64_t ldx, std::int64_t n, const T* w, std::int64_t ldw, std::int64_t o,
+               std::int64_t k, T* y, std::int64_t ldy, std::int64_t next = 0) const;
+  /// c[m, n] (+)= a[m, k] b[k, n]
+  void gemm_nn(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
+               std::int64_t n, T* c, std::int64_t ldc, bool add) const;
+  /// c[m, n] (+)= a[k, m]^T b[k, n]
+  void gemm_tn(const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t k,
+               std::int64_t n, T* c, std::int64_t ldc, bool add) const;
+  /// gemm_nn or, when `transposed`, gemm_tn for blocks of large matrices, m at most outer_block; scratch of
+  /// outer_scratch elements; `next` is needed soon.
+  void block(bool transposed, const T* a, std::int64_t lda, std::int64_t m, const T* b, std::int64_t ldb,
+             std::int64_t k, std::int64_t n, T* c, std::int64_t ldc, bool add, T* scratch,
+             const outer_next<T>& next = {}) const;
+  /// c[n] = sum_m a[m] max(0, b[m, n])
+  void weighted_relu(const T* a, std::int64_t m, const T* b, std::int64_t ldb, std::int64_t n, T* c) const;
+  /// One step of an online softmax; returns the factor for what was accumulated before.
+  T softmax_step(T* s, std::int64_t n, T scale, T& top, T& sum) const;
+  /// y[j] = 1 / (1 + e^-x[j]); y may be x.
+  void sigmoid(const T* x, T* y, std::int64_t n) const;
+  /// s[j] becomes the weight e^(s[j] - lse), dp[j] the gradient s[j] (dp[j] - delta) of its score.
+  void softmax_gradient(T* s, T* dp, std::int64_t n, T lse, T delta) const;
+
+ private:
+  instruction_set set_;
+};
+
+/// The kernels of one instruction set, which must be supported.
+template <class T>
+cpu_kernels<T> kernels_for(instruction_set set) {
+  return cpu_kernels<T>(set);
+}
+
+/// The kernels of the best instruction set of this machine.
+template <class T>
+const cpu_kernels<T>& best_kernels();
 
 }  // namespace dsv4::detail

@@ -3,7 +3,6 @@
 /// reference.
 #pragma once
 
-#include <dsv4/ops/cpu/quantise_lanes.hpp>
 #include <dsv4/ops/cpu/stored_gemm.hpp>
 #include <dsv4/ops/quantise.hpp>
 
@@ -14,27 +13,6 @@
 namespace dsv4 {
 
 namespace detail {
-
-/// The block kernels of one instruction set, which must be supported; null where one value at a time is all
-/// there is.
-template <class F>
-struct quantise_kernels {
-  bool (*quantise)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t count, std::uint8_t* to,
-                   std::int64_t ldt, e8m0& scale) = nullptr;
-  bool (*round_trip)(float* x, std::int64_t count) = nullptr;
-};
-
-template <class F>
-quantise_kernels<F> quantise_kernels_for(instruction_set set) {
-#if DSV4_X86_KERNELS
-  if (set == instruction_set::avx512) return {&avx512::quantise_block<F>, &avx512::round_trip_block<F>};
-  if (set == instruction_set::avx2) return {&avx2::quantise_block<F>, &avx2::round_trip_block<F>};
-  return {&portable::quantise_block<F>, &portable::round_trip_block<F>};
-#else
-  (void)set;
-  return {};
-#endif
-}
 
 /// Rows [r0, r1) of x, which are one row of blocks.
 template <class F, class T>
@@ -74,7 +52,7 @@ struct kernel<quantise<F, T>, exec::cpu> {
   using op = quantise<F, T>;
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
     const std::int64_t rows = in.x.extent[0];
-    const auto kernels = detail::quantise_kernels_for<F>(detail::best_set());
+    const auto kernels = detail::best_quantise_kernels<F>();
     p.parallel_for(F::scale_rows(rows), 1 + 16384 / (in.x.extent[1] * F::block_rows + 1),
                    [&](std::int64_t begin, std::int64_t end) {
                      for (std::int64_t b = begin; b < end; ++b)
@@ -102,7 +80,7 @@ template <class F, class T>
 struct kernel<round_trip<F, T>, exec::cpu> {
   using op = round_trip<F, T>;
   static void forward(const exec::cpu& p, const typename op::inputs&, const typename op::outputs& out) {
-    const auto kernels = detail::quantise_kernels_for<F>(detail::best_set());
+    const auto kernels = detail::best_quantise_kernels<F>();
     p.parallel_for(out.x.extent[0], 1 + 16384 / (out.x.extent[1] + 1),
                    [&](std::int64_t begin, std::int64_t end) {
                      for (std::int64_t t = begin; t < end; ++t) detail::round_trip_blocks(kernels, out.x, t);

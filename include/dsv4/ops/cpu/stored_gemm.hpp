@@ -2,15 +2,11 @@
 /// Threaded matrix products with narrow weights; of their rounding holds what gemm.hpp says.
 #pragma once
 
-#include <dsv4/exec/workspace.hpp>
 #include <dsv4/ops/cpu/gemm.hpp>
-#include <dsv4/ops/cpu/stored_amx.hpp>
-#include <dsv4/ops/cpu/stored_avx2.hpp>
-#include <dsv4/ops/cpu/stored_avx512.hpp>
-#include <dsv4/ops/cpu/stored_bf16.hpp>
-#include <dsv4/ops/cpu/stored_portable.hpp>
-#include <dsv4/ops/cpu/stored_vbmi.hpp>
-#include <dsv4/ops/cpu/stored_vnni_mxfp4.hpp>
+#include <dsv4/ops/cpu/stored_kernels.hpp>
+#if !DSV4_COMPILED_KERNELS
+#include <dsv4/ops/cpu/stored_dispatch.hpp>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -21,35 +17,7 @@
 
 namespace dsv4::detail {
 
-/// The kernels of one instruction set, which must be supported.
-template <class T, class W>
-const stored_kernels<T, W>& stored_kernels_for(instruction_set set) {
-#if DSV4_X86_KERNELS
-  if (set == instruction_set::avx512_vbmi) return avx512_vbmi::stored_table<T, W>;
-  if (set == instruction_set::avx512) return avx512::stored_table<T, W>;
-  if (set == instruction_set::avx2) return avx2::stored_table<T, W>;
-#endif
-  (void)set;
-  return portable::stored_table<T, W>;
-}
-
-/// The kernels of the best instruction set of this machine.
-template <class T, class W>
-const stored_kernels<T, W>& best_stored_kernels() {
-  static const stored_kernels<T, W>& best = stored_kernels_for<T, W>(
-      supported(instruction_set::avx512_vbmi) ? instruction_set::avx512_vbmi : best_set());
-  return best;
-}
-
-/// All of a stored matrix as T, dense.
-template <class T, class X>
-void decode_rows(const storage_matrix<const X>& x, T* to) {
-  const std::int64_t k = x.extent[1], chunk = chunk_bytes / std::int64_t{sizeof(T)};
-  for (std::int64_t c = 0; c < k; c += chunk)
-    best_stored_kernels<T, X>().decode(x, c, std::min(chunk, k - c), to + c, k);
-}
-
-/// The same by all threads.
+/// decode_rows by all threads.
 template <class T, class X>
 void decode_rows(const exec::cpu& p, const storage_matrix<const X>& x, T* to) {
   const std::int64_t k = x.extent[1];
@@ -104,186 +72,5 @@ void stored_gemm_nt(const exec::cpu& p, std::int64_t count, std::int64_t o, std:
                         g.y + n0 * g.ldy + o0, g.ldy);
       });
 }
-
-/// Whether products of weights `W` and inputs `X` may be of bf16, and can be on this machine.
-template <class T, class W, class X>
-bool bf16_products() {
-#if DSV4_X86_KERNELS
-  if constexpr (std::is_same_v<T, float> && std::is_same_v<X, fp8_activation> &&
-                (std::is_same_v<W, fp8_weight> || std::is_same_v<W, mxfp4> || std::is_same_v<W, mxfp4_ocp>)) {
-    static const bool has = supported(instruction_set::avx512_vbmi) && __builtin_cpu_supports("avx512bf16");
-    return has;
-  }
-#endif
-  return false;
-}
-
-#if DSV4_X86_KERNELS
-/// What a product works in, of the calling thread. Kept between calls, as fresh memory costs page faults, and
-/// giving it back stops the other threads.
-inline workspace& kept_workspace() {
-  thread_local workspace kept;
-  return kept;
-}
-
-/// Computes what is unusual of y = x w^T again, in float. What that is depends on the numbers of a row only.
-template <class W, class X>
-void repeat_unusual(const storage_matrix<const X>& x, const bool* strange, const storage_matrix<const W>& w,
-                    float* y, std::int64_t ldy) {
-  const std::int64_t n = x.extent[0], o = w.extent[0], k = x.extent[1];
-  const auto again = [&](std::int64_t r, std::int64_t rs, std::int64_t j, std::int64_t js) {
-    const std::unique_ptr<float[]> wide(new float[static_cast<std::size_t>(rs * k) + stored_scratch<float>]);
-    decode_rows<float, X>(x.rows(r, rs), wide.get());
-    for (std::int64_t i = 0; i < js; i += stored_block_rows)
-      best_stored_kernels<float, W>().product(wide.get(), k, rs,
-                                              w.rows(j + i, std::min(js - i, stored_block_rows)),
-                                              wide.get() + rs * k, y + r * ldy + j + i, ldy);
-  };
-  if (k == 0) return again(0, n, 0, o);
-  const std::int64_t scales = W::scale_columns(k);
-  const bool dense = W::block_rows == 1 && w.scale_row_stride == scales;
-  if (!dense || avx512_bf16::unusual(w.row_scales(0), o * scales))
-    for (std::int64_t j = 0; j < o; ++j)
-      if (avx512_bf16::unusual(w.row_scales(j), scales)) again(0, n, j, 1);
-  for (std::int64_t r = 0; r < n; ++r)
-    if (strange[r]) again(r, 1, 0, o);
-}
-
-/// bf16_gemm_nt where there are tiles. By MXFP4 they take products of more than a few rows of x only, and
-/// numbers that lie far apart are split.
-template <class W, class X, class First, class Rows, class Weight>
-void tiled_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
-                   const matrix_view<float>& y, const First& first, const Rows& rows, const Weight& weight) {
-  static_assert(amx::most_rows >= most_block_rows && most_block_rows % amx::tile == 0);
-  namespace vnni = vnni_mxfp4;
-  constexpr bool splits = W::packed;
-  const std::int64_t o = y.extent[1], k = x.extent[1], pieces = vnni::pieces(k), parts = vnni::blocks(k);
-  const std::int64_t columns = avx512_bf16::packed_columns(k), steps = columns / 32;
-  const auto is_few = [&](std::int64_t i) { return splits && rows(i) <= vnni::most_rows; };
-  struct block {
-    std::int64_t product, row, rows;  // within the product
-  };
-  std::vector<block> blocks;
-  // Products of few rows; where the rows of each product begin among those of its kind, and its blocks.
-  std::vector<std::int64_t> few, row_at, block_at;
-  std::int64_t few_rows = 0, many_rows = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t n = rows(i);
-    std::int64_t& at = is_few(i) ? few_rows : many_rows;
-    if (is_few(i) && n > 0) few.push_back(i);
-    row_at.push_back(at), block_at.push_back(static_cast<std::int64_t>(blocks.size()));
-    at += n;
-    for (std::int64_t r = 0; r < n; r += amx::tile) blocks.push_back({i, r, std::min(amx::tile, n - r)});
-  }
-  workspace& kept = kept_workspace();
-  const workspace::scope scope(kept);
-  const std::int64_t elements = amx::packed_elements(many_rows, k);
-  const auto all_blocks = static_cast<std::int64_t>(blocks.size());
-  vnni::packed_piece* const digits = kept.take<vnni::packed_piece>(2 * few_rows * pieces).data;
-  std::uint16_t* const packed = kept.take<std::uint16_t>(elements).data;
-  std::uint16_t* const rest = kept.take<std::uint16_t>(splits ? elements : 0).data;
-  bool* const few_more = kept.take<bool>(few_rows * pieces).data;
-  bool* const many_more = kept.take<bool>(all_blocks * steps).data;
-  bool* const strange = kept.take<bool>(x.extent[0]).data;
-  std::fill_n(few_more, few_rows * pieces, false);
-  std::fill_n(many_more, all_blocks * steps, false);
-  const auto pack = [&](std::int64_t index, std::uint8_t* codes, std::uint16_t* room, bool* needed) {
-    const block b = blocks[static_cast<std::size_t>(index)];
-    const std::int64_t r = first(b.product) + b.row;
-    const std::int64_t to = row_at[static_cast<std::size_t>(b.product)] + b.row;
-    if (!splits) return amx::pack_block<W, X>(x.rows(r, b.rows), room, packed + to * columns, strange + r);
-    storage_matrix<const X> large = x.rows(r, b.rows), small = large;
-    large.codes = codes, small.codes = codes + b.rows * k;
-    large.row_stride = small.row_stride = k;
-    bool any = false;
-    for (std::int64_t i = 0; i < b.rows; ++i)
-      any |= vnni::split(x.row(r + i), k, codes + i * k, codes + (b.rows + i) * k, needed + i * parts);
-    if (is_few(b.product)) {
-      for (std::int64_t i = 0; i < b.rows; ++i) {
-        vnni::packed_piece* const piece = digits + 2 * (to + i) * pieces;
-        strange[r + i] = vnni::pack(large.row(i), large.row_scales(i), k, piece) ||
-                         avx512_bf16::unusual(x.row_scales(r + i), X::scale_columns(k));
-        if (any) vnni::pack(small.row(i), small.row_scales(i), k, piece + pieces);
-        for (std::int64_t c = 0; c < parts; ++c) few_more[(to + i) * pieces + c / 4] |= needed[i * parts + c];
-      }
-    } else {
-      amx::pack_block<W, X>(large, room, packed + to * columns, strange + r);
-      bool no_strange[amx::tile];
-      if (any) amx::pack_block<W, X>(small, room, rest + to * columns, no_strange);
-      for (std::int64_t c = 0; c < b.rows * parts; ++c) many_more[index * steps + c % parts] |= needed[c];
-    }
-  };
-  if (k > 0)
-    p.parallel_for(all_blocks, 1 + 4096 / k, [&](std::int64_t begin, std::int64_t end) {
-      workspace& own = kept_workspace();
-      const workspace::scope task(own);
-      std::uint8_t* const codes = own.take<std::uint8_t>(2 * amx::tile * columns).data;
-      std::uint16_t* const room = own.take<std::uint16_t>(amx::tile * columns).data;
-      bool* const needed = own.take<bool>(amx::tile * parts).data;
-      for (; begin < end; ++begin) pack(begin, codes, room, needed);
-    });
-  const std::int64_t tiles = (o + vnni::tile - 1) / vnni::tile;
-  if constexpr (splits)
-    p.parallel_for(static_cast<std::int64_t>(few.size()) * tiles, 1 + 32768 / (vnni::tile * (k + 1)),
-                   [&](std::int64_t begin, std::int64_t end) {
-                     while (begin < end) {
-                       const std::int64_t i = few[static_cast<std::size_t>(begin / tiles)], g = begin % tiles;
-                       const std::int64_t some = std::min(tiles - g, end - begin), j = g * vnni::tile;
-                       const std::int64_t r = first(i), n = rows(i),
-                                          width = std::min(some * vnni::tile, o - j);
-                       const std::int64_t at = row_at[static_cast<std::size_t>(i)] * pieces;
-                       const storage_matrix<const W> w = weight(i).rows(j, width);
-                       const vnni::packed_rows own{digits + 2 * at, few_more + at};
-                       float* const out = y.data + r * y.stride[0] + j;
-                       if (k > 0 && n == 1) vnni::product<1, W>(own, w, out, y.stride[0]);
-                       if (k > 0 && n == 2) vnni::product<2, W>(own, w, out, y.stride[0]);
-                       repeat_unusual<W, X>(x.rows(r, n), strange + r, w, out, y.stride[0]);
-                       begin += some;
-                     }
-                   });
-  for_each_block(
-      p, count, o, k, [&](std::int64_t i) { return is_few(i) ? 0 : rows(i); },
-      [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
-        thread_local const std::unique_ptr<amx::scratch> scratch(new amx::scratch);
-        const std::int64_t r = first(i) + n0, at = (row_at[static_cast<std::size_t>(i)] + n0) * columns;
-        const storage_matrix<const W> w = weight(i).rows(o0, width);
-        const bool* const more = many_more + (block_at[static_cast<std::size_t>(i)] + n0 / amx::tile) * steps;
-        float* const out = y.data + r * y.stride[0] + o0;
-        if (k > 0) amx::product<W>({packed + at, rest + at, more}, n, w, *scratch, out, y.stride[0]);
-        repeat_unusual<W, X>(x.rows(r, n), strange + r, w, out, y.stride[0]);
-      },
-      amx::tile);
-}
-
-/// The products of stored_gemm_nt with x rows that first(i) tells, rows(i) many, by bf16 kernels: with
-/// `tiles` those of AMX.
-template <class W, class X, class First, class Rows, class Weight>
-void bf16_gemm_nt(const exec::cpu& p, std::int64_t count, const storage_matrix<const X>& x,
-                  const matrix_view<float>& y, const First& first, const Rows& rows, const Weight& weight,
-                  bool tiles = amx::available()) {
-  if (tiles) return tiled_gemm_nt<W, X>(p, count, x, y, first, rows, weight);
-  const std::int64_t all = x.extent[0], o = y.extent[1], k = x.extent[1];
-  const std::int64_t columns = avx512_bf16::packed_columns(k);
-  workspace& kept = kept_workspace();
-  const workspace::scope scope(kept);
-  std::uint16_t* const packed = kept.take<std::uint16_t>(all * columns).data;
-  bool* const strange = kept.take<bool>(all).data;
-  p.parallel_for(all, 1 + 65536 / (k + 1), [&](std::int64_t begin, std::int64_t end) {
-    avx512_bf16::pack<W, X>(x.rows(begin, end - begin), packed + begin * columns, strange + begin);
-  });
-  for_each_block(p, count, o, k, rows,
-                 [&](std::int64_t i, std::int64_t n0, std::int64_t n, std::int64_t o0, std::int64_t width) {
-                   const std::int64_t r0 = first(i) + n0;
-                   const storage_matrix<const W> w = weight(i).rows(o0, width);
-                   float* const out = y.data + r0 * y.stride[0] + o0;
-                   if (k > 0) {
-                     thread_local const std::unique_ptr<std::uint16_t[]> scratch(
-                         new std::uint16_t[stored_block_rows * avx512_bf16::scratch_stride]);
-                     avx512_bf16::product<W>(packed + r0 * columns, n, w, scratch.get(), out, y.stride[0]);
-                   }
-                   repeat_unusual<W, X>(x.rows(r0, n), strange + r0, w, out, y.stride[0]);
-                 });
-}
-#endif
 
 }  // namespace dsv4::detail

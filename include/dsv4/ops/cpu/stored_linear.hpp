@@ -25,13 +25,9 @@ template <class T, class W, class X>
 struct kernel<linear<T, space::host, W, X>, exec::cpu> {
   using op = linear<T, space::host, W, X>;
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
-#if DSV4_X86_KERNELS
-    if constexpr (block_format<W> && std::is_same_v<T, float> && std::is_same_v<X, fp8_activation>)
+    if constexpr (detail::has_bf16_products<T, W, X>)
       if (detail::bf16_products<T, W, X>())
-        return detail::bf16_gemm_nt<W, X>(
-            p, 1, in.x, out.y, [](std::int64_t) { return std::int64_t{0}; },
-            [&](std::int64_t) { return in.x.extent[0]; }, [&](std::int64_t) { return in.weight; });
-#endif
+        return detail::bf16_gemm_nt<W, X>(p, in.x, out.y, {{0, in.x.extent[0], in.weight}});
     const auto x = detail::decode_matrix<T, X>(p, in.x);
     detail::stored_gemm_nt<T, W>(p, 1, out.y.extent[1], in.x.extent[1], [&](std::int64_t) {
       return detail::stored_problem<T, W>{x.data,    x.stride,   in.x.extent[0],
@@ -66,14 +62,14 @@ template <class T, class W, class X>
 struct kernel<grouped_linear<T, space::host, W, X>, exec::cpu> {
   using op = grouped_linear<T, space::host, W, X>;
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
-#if DSV4_X86_KERNELS
-    if constexpr (block_format<W> && std::is_same_v<T, float> && std::is_same_v<X, fp8_activation>)
+    if constexpr (detail::has_bf16_products<T, W, X>)
       if (detail::bf16_products<T, W, X>())
         return detail::bf16_gemm_nt<W, X>(
-            p, in.weight.extent[0], in.x, out.y, [&](std::int64_t e) { return in.offsets(e); },
-            [&](std::int64_t e) { return in.offsets(e + 1) - in.offsets(e); },
-            [&](std::int64_t e) { return in.weight[e]; });
-#endif
+            p, in.x, out.y,
+            detail::described<detail::bf16_problem<W>>(in.weight.extent[0], [&](std::int64_t e) {
+              const std::int64_t begin = in.offsets(e);
+              return detail::bf16_problem<W>{begin, in.offsets(e + 1) - begin, in.weight[e]};
+            }));
     const auto x = detail::decode_matrix<T, X>(p, in.x);
     detail::stored_gemm_nt<T, W>(p, in.weight.extent[0], out.y.extent[1], in.x.extent[1],
                                  [&](std::int64_t e) {

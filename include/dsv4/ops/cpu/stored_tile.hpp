@@ -128,7 +128,4 @@ DSV4_TARGET void stored_nt(const T* x, std::int64_t ldx, std::int64_t n, const s
   }
 }
 
-template <class T, class W>
-inline constexpr stored_kernels<T, W> stored_table = {&stored_nt<T, W>, &stored_decode<T, W>};
-
 #endif  // DSV4_TARGET

@@ -247,9 +247,6 @@ DSV4_TARGET void stored_nt(const T* x, std::int64_t ldx, std::int64_t n, const s
   avx512::stored_nt<T, W>(x, ldx, n, w, scratch, y, ldy);
 }
 
-template <class T, class W>
-inline constexpr stored_kernels<T, W> stored_table = {&stored_nt<T, W>, &avx512::stored_decode<T, W>};
-
 #undef DSV4_LANE
 #undef DSV4_TARGET
 
