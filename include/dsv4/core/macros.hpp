@@ -10,7 +10,7 @@
 
 /// 1: AVX2 and AVX-512 kernels are compiled, and chosen at run time. To do with the portable ones alone,
 /// define it as 0 for the whole program. In .cu files it is 0: what runs exec::cpu for speed belongs in
-/// others.
+/// others, or has its kernels from elsewhere, as below.
 #if !defined(DSV4_X86_KERNELS)
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(__CUDACC__)
 #define DSV4_X86_KERNELS 1
@@ -20,6 +20,12 @@
 #endif
 #if DSV4_X86_KERNELS && !defined(__clang__) && __GNUC__ < 12
 #error "dsv4: GCC 12 or newer is needed, or DSV4_X86_KERNELS defined as 0"
+#endif
+
+/// 1: exec::cpu's matrix kernels are declared only, and compiled once for a program, in the one file that
+/// includes <dsv4/cpu_kernels.hpp>. Who links dsv4::cpu_kernels has both.
+#if !defined(DSV4_COMPILED_KERNELS)
+#define DSV4_COMPILED_KERNELS 0
 #endif
 
 /// Whether an instruction has a builtin function of this name. GCC, which knows them only where they are
