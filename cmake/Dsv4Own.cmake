@@ -8,14 +8,18 @@ if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
 endif()
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/bin)
 
-add_library(dsv4_own INTERFACE)
-target_compile_options(dsv4_own INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Werror>")
-target_link_libraries(dsv4_own INTERFACE dsv4::tokenizer)
+# dsv4_own_headers: the library from its headers alone. dsv4_own, for most: with its kernels compiled once.
+add_library(dsv4_own_headers INTERFACE)
+target_compile_options(dsv4_own_headers INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Werror>")
+target_link_libraries(dsv4_own_headers INTERFACE dsv4::tokenizer)
 if(DSV4_SANITIZE)
-  target_compile_options(dsv4_own INTERFACE
+  target_compile_options(dsv4_own_headers INTERFACE
     "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all>")
-  target_link_options(dsv4_own INTERFACE -fsanitize=address,undefined)
+  target_link_options(dsv4_own_headers INTERFACE -fsanitize=address,undefined)
 endif()
+target_link_libraries(dsv4_cpu_kernels PRIVATE dsv4_own_headers)
+add_library(dsv4_own INTERFACE)
+target_link_libraries(dsv4_own INTERFACE dsv4_own_headers dsv4::cpu_kernels)
 
 # The same for the GPU. The architectures are ours to name: 90a, with Hopper's own instructions, has no place in
 # CMake's list of every release.
@@ -35,8 +39,10 @@ if(DSV4_CUDA)
   endforeach()
 endif()
 
-# One program from one source file.
+# One program from one source file; with FROM_HEADERS by dsv4_own_headers.
 function(dsv4_program name source)
+  cmake_parse_arguments(PARSE_ARGV 2 arg FROM_HEADERS "" "")
   add_executable(${name} ${source})
-  target_link_libraries(${name} PRIVATE dsv4_own ${ARGN})
+  target_link_libraries(${name} PRIVATE $<IF:$<BOOL:${arg_FROM_HEADERS}>,dsv4_own_headers,dsv4_own>
+                                        ${arg_UNPARSED_ARGUMENTS})
 endfunction()
