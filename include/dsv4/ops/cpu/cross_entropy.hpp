@@ -15,7 +15,7 @@ namespace dsv4 {
 template <class T, class W>
 struct kernel<cross_entropy<T, space::host, W>, exec::cpu> {
   using op = cross_entropy<T, space::host, W>;
-  using product = kernel<linear<T, space::host, W>, exec::cpu>;
+  using product = linear<T, space::host, W>;
 
   static void forward(const exec::cpu& p, workspace& w, const typename op::inputs& in,
                       const typename op::outputs& out, const typename op::saved& keep) {

@@ -24,9 +24,9 @@ namespace dsv4::detail::avx512 {
 template <class T>
 struct lanes : vector_lanes<T> {
   using typename vector_lanes<T>::vec;
+  using typename vector_lanes<T>::half;
   using vector_lanes<T>::put;
   using vector_lanes<T>::reduce4;
-  typedef T half __attribute__((vector_size(32)));
   static constexpr int tile_rows = 6, outer_rows = 6, outer_vectors = 4;
   static constexpr std::int64_t outer_depth = 128;
 

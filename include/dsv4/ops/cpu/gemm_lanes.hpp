@@ -27,6 +27,7 @@ struct vector_lanes {
   DSV4_LANE vec max(vec a, vec b) { return b > a ? b : a; }                              // a NaN in a stays
 
 #if DSV4_VECTOR_BYTES == 64
+  typedef T half __attribute__((vector_size(32)));
   using tail = std::conditional_t<sizeof(T) == 4, std::uint16_t, std::uint8_t>;
   DSV4_LANE tail first(std::int64_t n) { return static_cast<tail>((1u << n) - 1u); }
   DSV4_LANE void hold(vec& v) { asm("" : "+v"(v)); }
@@ -146,7 +147,6 @@ struct vector_lanes {
 
  private:
 #if DSV4_VECTOR_BYTES == 64
-  typedef T half __attribute__((vector_size(32)));
   DSV4_LANE part fold(vec v) {
     if constexpr (sizeof(T) == 4) {
       const half sum = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
