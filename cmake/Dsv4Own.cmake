@@ -8,16 +8,20 @@ if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
 endif()
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/bin)
 
+add_library(dsv4_own_flags INTERFACE)
+target_compile_options(dsv4_own_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Werror>")
+if(DSV4_SANITIZE)
+  target_compile_options(dsv4_own_flags INTERFACE
+    "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all>")
+  target_link_options(dsv4_own_flags INTERFACE -fsanitize=address,undefined)
+endif()
+
 # dsv4_own_headers: the library from its headers alone. dsv4_own, for most: with its kernels compiled once.
 add_library(dsv4_own_headers INTERFACE)
-target_compile_options(dsv4_own_headers INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Werror>")
-target_link_libraries(dsv4_own_headers INTERFACE dsv4::tokenizer)
-if(DSV4_SANITIZE)
-  target_compile_options(dsv4_own_headers INTERFACE
-    "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=all>")
-  target_link_options(dsv4_own_headers INTERFACE -fsanitize=address,undefined)
+target_link_libraries(dsv4_own_headers INTERFACE dsv4_own_flags dsv4::tokenizer)
+if(PROJECT_IS_TOP_LEVEL)  # else they are a consumer's
+  target_link_libraries(dsv4_cpu_kernels PRIVATE dsv4_own_flags)
 endif()
-target_link_libraries(dsv4_cpu_kernels PRIVATE dsv4_own_headers)
 add_library(dsv4_own INTERFACE)
 target_link_libraries(dsv4_own INTERFACE dsv4_own_headers dsv4::cpu_kernels)
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <dsv4/cpu.hpp>
-#include <dsv4/ops/cpu/gemm_dispatch.hpp>
+#include <dsv4/ops/cpu/instruction_set.hpp>
 #include <dsv4/tensor/buffer.hpp>
 
 #include <benchmark/benchmark.h>

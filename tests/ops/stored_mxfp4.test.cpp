@@ -6,6 +6,7 @@
 #include <dsv4/ops/linear.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -41,7 +42,8 @@ struct operands {
   std::vector<float> product(std::int64_t first, std::int64_t rows, int threads) const {
     std::vector<float> y(static_cast<std::size_t>(rows * o));
     detail::bf16_gemm_nt<W, X>(exec::cpu(threads), inputs().rows(first, rows),
-                               matrix_view<float>(y.data(), rows, o), {{0, rows, weights()}}, true);
+                               matrix_view<float>(y.data(), rows, o),
+                               std::array{detail::bf16_problem<W>{0, rows, weights()}}, true);
     return y;
   }
   double exact(std::int64_t t, std::int64_t j) const {  // of few enough columns

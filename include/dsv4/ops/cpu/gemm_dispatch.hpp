@@ -8,29 +8,8 @@
 #include <dsv4/ops/cpu/gemm_portable.hpp>
 
 #include <cstdint>
-#if DSV4_X86_KERNELS
-#include <cpuid.h>
-#endif
 
 namespace dsv4::detail {
-
-inline bool supported(instruction_set set) {
-#if DSV4_X86_KERNELS
-  // Clang 14 does not know "f16c" by name. CPUID can trap in a virtual machine: ask once.
-  static const bool f16c = [] {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
-  }();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
-  if (set == instruction_set::avx2) return avx2;
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (set == instruction_set::avx512) return avx512;
-  if (set == instruction_set::avx512_vbmi)
-    return avx512 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi");
-#endif
-  return set == instruction_set::portable;
-}
 
 #if !DSV4_X86_KERNELS
 namespace avx2 = portable;
@@ -85,13 +64,6 @@ template <class T>
 void cpu_kernels<T>::softmax_gradient(T* s, T* dp, std::int64_t n, T lse, T delta) const {
   kernel_for(set_, &portable::softmax_gradient<T>, &avx2::softmax_gradient<T>, &avx512::softmax_gradient<T>)(
       s, dp, n, lse, delta);
-}
-
-/// The best instruction set of this machine.
-inline instruction_set best_set() {
-  return supported(instruction_set::avx512) ? instruction_set::avx512
-         : supported(instruction_set::avx2) ? instruction_set::avx2
-                                            : instruction_set::portable;
 }
 
 template <class T>

@@ -4,7 +4,7 @@
 /// <dsv4/cpu_kernels.hpp>.
 #pragma once
 
-#include <dsv4/core/macros.hpp>
+#include <dsv4/ops/cpu/instruction_set.hpp>
 
 #include <cstdint>
 
@@ -42,19 +42,6 @@ inline void fetch_ahead(const void* at, int j) {
       __builtin_prefetch(static_cast<const char*>(at) + j * Bytes + i, 0, 2);
   // GCC takes a function that does nothing but prefetch for one without effects, and drops its calls.
   asm volatile("");
-}
-
-enum class instruction_set { portable, avx2, avx512, avx512_vbmi };
-
-/// The one of these kernels for an instruction set, of those that it includes the last.
-template <class F>
-F kernel_for(instruction_set set, F portable, F avx2, F avx512, F avx512_vbmi) {
-  const F all[] = {portable, avx2, avx512, avx512_vbmi};
-  return all[static_cast<int>(set)];
-}
-template <class F>
-F kernel_for(instruction_set set, F portable, F avx2, F avx512) {
-  return kernel_for(set, portable, avx2, avx512, avx512);
 }
 
 /// Single-threaded kernels on raw row-major arrays, of one instruction set, which must be supported. What

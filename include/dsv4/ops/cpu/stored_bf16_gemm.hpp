@@ -12,7 +12,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <span>
 #include <vector>
 
 namespace dsv4::detail {
@@ -52,7 +54,7 @@ void repeat_unusual(const storage_matrix<const X>& x, const bool* strange, const
 /// numbers that lie far apart are split.
 template <class W, class X>
 void tiled_gemm_nt(const exec::cpu& p, const storage_matrix<const X>& x, const matrix_view<float>& y,
-                   const std::vector<bf16_problem<W>>& problems) {
+                   std::span<const bf16_problem<W>> problems) {
   static_assert(amx::most_rows >= most_block_rows && most_block_rows % amx::tile == 0);
   namespace vnni = vnni_mxfp4;
   constexpr bool splits = W::packed;
@@ -162,7 +164,7 @@ void tiled_gemm_nt(const exec::cpu& p, const storage_matrix<const X>& x, const m
 /// bf16_gemm_nt by AMX, `tiles`, or without.
 template <class W, class X>
 void bf16_gemm_nt(const exec::cpu& p, const storage_matrix<const X>& x, const matrix_view<float>& y,
-                  const std::vector<bf16_problem<W>>& problems, bool tiles) {
+                  std::span<const bf16_problem<W>> problems, bool tiles) {
   if (tiles) return tiled_gemm_nt<W, X>(p, x, y, problems);
   const std::int64_t all = x.extent[0], o = y.extent[1], k = x.extent[1];
   const std::int64_t columns = avx512_bf16::packed_columns(k);
@@ -204,9 +206,11 @@ bool bf16_products() {
 template <class W, class X>
 void bf16_gemm_nt([[maybe_unused]] const exec::cpu& p, [[maybe_unused]] const storage_matrix<const X>& x,
                   [[maybe_unused]] const matrix_view<float>& y,
-                  [[maybe_unused]] const std::vector<bf16_problem<W>>& problems) {
+                  [[maybe_unused]] std::span<const bf16_problem<W>> problems) {
 #if DSV4_X86_KERNELS
   bf16_gemm_nt<W, X>(p, x, y, problems, amx::available());
+#else
+  std::abort();  // bf16_products was false
 #endif
 }
 

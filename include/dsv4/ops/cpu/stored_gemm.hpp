@@ -8,12 +8,10 @@
 #include <dsv4/ops/cpu/stored_dispatch.hpp>
 #endif
 
-#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace dsv4::detail {
 

@@ -9,13 +9,12 @@
 #include <dsv4/numeric/block_scaled.hpp>
 #include <dsv4/numeric/widen.hpp>
 #include <dsv4/ops/cpu/gemm_kernels.hpp>
-#include <dsv4/ops/cpu/row_streams.hpp>
 #include <dsv4/tensor/block_scaled_view.hpp>
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <type_traits>
-#include <vector>
 
 namespace dsv4::detail {
 
@@ -72,7 +71,8 @@ quantise_kernels<F> best_quantise_kernels();
 
 /// Whether there are kernels for products in bf16 of weights `W` and inputs `X`.
 template <class T, class W, class X>
-inline constexpr bool has_bf16_products = std::is_same_v<T, float>&& std::is_same_v<X, fp8_activation> &&
+inline constexpr bool has_bf16_products = (DSV4_X86_KERNELS || DSV4_COMPILED_KERNELS) &&
+                                          std::is_same_v<T, float>&& std::is_same_v<X, fp8_activation> &&
                                           (std::is_same_v<W, fp8_weight> || std::is_same_v<W, mxfp4> ||
                                            std::is_same_v<W, mxfp4_ocp>);
 /// Whether there are, and this machine can.
@@ -88,6 +88,6 @@ struct bf16_problem {
 /// Products in bf16, where bf16_products.
 template <class W, class X>
 void bf16_gemm_nt(const exec::cpu& p, const storage_matrix<const X>& x, const matrix_view<float>& y,
-                  const std::vector<bf16_problem<W>>& problems);
+                  std::span<const bf16_problem<W>> problems);
 
 }  // namespace dsv4::detail

@@ -6,8 +6,8 @@
 #include <dsv4/ops/cpu/stored_gemm.hpp>
 #include <dsv4/ops/linear.hpp>
 
+#include <array>
 #include <cstdint>
-#include <type_traits>
 
 namespace dsv4 {
 namespace detail {
@@ -27,7 +27,8 @@ struct kernel<linear<T, space::host, W, X>, exec::cpu> {
   static void forward(const exec::cpu& p, const typename op::inputs& in, const typename op::outputs& out) {
     if constexpr (detail::has_bf16_products<T, W, X>)
       if (detail::bf16_products<T, W, X>())
-        return detail::bf16_gemm_nt<W, X>(p, in.x, out.y, {{0, in.x.extent[0], in.weight}});
+        return detail::bf16_gemm_nt<W, X>(p, in.x, out.y,
+                                          std::array{detail::bf16_problem<W>{0, in.x.extent[0], in.weight}});
     const auto x = detail::decode_matrix<T, X>(p, in.x);
     detail::stored_gemm_nt<T, W>(p, 1, out.y.extent[1], in.x.extent[1], [&](std::int64_t) {
       return detail::stored_problem<T, W>{x.data,    x.stride,   in.x.extent[0],

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <dsv4/ops/cpu/gemm_portable.hpp>
+#include <dsv4/ops/cpu/row_streams.hpp>
 #include <dsv4/ops/cpu/stored_kernels.hpp>
 
 #include <algorithm>
