@@ -202,7 +202,7 @@ TEMPLATE_TEST_CASE("every instruction set of this machine computes the matrix ke
   for (const auto set : every_set) {
     if (!dsv4::detail::supported(set)) continue;
     INFO("instruction set " << static_cast<int>(set));
-    const auto& kernels = dsv4::detail::kernels_for<T>(set);
+    const auto& kernels = dsv4::detail::cpu_kernels<T>(set);
     for (const std::int64_t n : {1, 2, 3, 4, 5, 6, 7, 13})
       for (const std::int64_t k : {1, 7, 17, 64, 1300})
         for (const std::int64_t o : {1, 4, 6, 8, 13}) {
@@ -300,7 +300,7 @@ TEMPLATE_TEST_CASE("the vectorised exponential is accurate from -inf to 0", "[li
   for (const auto set : every_set) {
     if (!dsv4::detail::supported(set)) continue;
     INFO("instruction set " << static_cast<int>(set));
-    const auto& kernels = dsv4::detail::kernels_for<T>(set);
+    const auto& kernels = dsv4::detail::cpu_kernels<T>(set);
     double worst = 0;
     for (double x = 0; x > -87.25; x -= 0.00371) {
       T s[3] = {T(x), T(0), T(x)}, top = T(0), sum = T(1);

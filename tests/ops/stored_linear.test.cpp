@@ -271,7 +271,7 @@ TEMPLATE_TEST_CASE("every instruction set multiplies stored weights like its den
           detail::stored_kernels<T, W>(set).product(x.view.data, k + 2, n, w.view, scratch.data(), y.data(),
                                                     o);
           const auto dense = decoded<T, W>(w.view);
-          detail::kernels_for<T>(set).gemm_nt(x.view.data, k + 2, n, dense.data(), k, o, k, z.data(), o);
+          detail::cpu_kernels<T>(set).gemm_nt(x.view.data, k + 2, n, dense.data(), k, o, k, z.data(), o);
           INFO("instruction set " << static_cast<int>(set) << ", n " << n << ", k " << k << ", o " << o);
           CHECK(same_bits(y.data(), z.data(), n * o));
         }
@@ -309,7 +309,7 @@ TEMPLATE_TEST_CASE("one row of any numbers has the bits of the dense kernels", "
           detail::stored_kernels<float, W>(set).product(x.values.data(), k, 1, w.view, scratch.data(),
                                                         y.data(), o);
           const auto dense = decoded<float, W>(w.view);
-          detail::kernels_for<float>(set).gemm_nt(x.values.data(), k, 1, dense.data(), k, o, k, z.data(), o);
+          detail::cpu_kernels<float>(set).gemm_nt(x.values.data(), k, 1, dense.data(), k, o, k, z.data(), o);
           INFO("instruction set " << static_cast<int>(set) << ", number " << number << ", scales from 2^"
                                   << least);
           bool same = true;

@@ -80,12 +80,6 @@ class cpu_kernels {
   instruction_set set_;
 };
 
-/// The kernels of one instruction set, which must be supported.
-template <class T>
-cpu_kernels<T> kernels_for(instruction_set set) {
-  return cpu_kernels<T>(set);
-}
-
 /// The kernels of the best instruction set of this machine.
 template <class T>
 const cpu_kernels<T>& best_kernels();
