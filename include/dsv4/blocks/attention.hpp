@@ -53,7 +53,7 @@ inline double index_scale(const attention_config& a) {
   return 1 / std::sqrt(double(a.index_n_heads) * double(a.index_head_dim));
 }
 
-/// y = attention(x), x already normalised (specification, sections 5 to 7). Prefill, chunks and decode are
+/// y = attention(x), x already normalised (docs/blocks/attention.md). Prefill, chunks and decode are
 /// this same code: a segment attends to what its cache holds and to its own earlier rows, then extends the
 /// cache. So is training, where segments are whole documents without caches, and `context` keeps what
 /// attention_backward needs; an empty y then is not computed. y is not x.

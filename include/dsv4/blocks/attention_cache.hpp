@@ -68,8 +68,8 @@ class row_ring {
   std::int64_t rows_ = 0, width_ = 0;
 };
 
-/// The unpooled projections of the newest tokens, and the entries pooled so far (specification, sections 6.5,
-/// 10).
+/// The unpooled projections of the newest tokens, and the entries pooled so far
+/// (docs/blocks/kv-compressor.md).
 template <class T, space S = space::host>
 struct compressor_cache {
   row_ring<T, S> kv, gate;  // (m or 2m with overlap, D or 2D); the gate without its position bias

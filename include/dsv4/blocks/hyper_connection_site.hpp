@@ -69,8 +69,8 @@ typename hyper_connection_fold<T, S>::inputs fold_inputs(const hyper_connection_
 }
 }  // namespace detail
 
-/// X' = post F(norm(sum_i pre_i X_i)) + comb^T X (specification, section 3). `sublayer(x, y)` computes y (N,
-/// D) from the normalised x (N, D). X' may be X. `keep` may be empty.
+/// X' = post F(norm(sum_i pre_i X_i)) + comb^T X (docs/blocks/hyper-connections.md). `sublayer(x, y)`
+/// computes y (N, D) from the normalised x (N, D). X' may be X. `keep` may be empty.
 template <hyper_connection_config H, class T, space S, policy P, class Sublayer>
 void hyper_connection_site(const P& p, basic_workspace<S>& w,
                            const hyper_connection_parameters<T, S>& parameters, vector_view<const T, S> norm,

@@ -95,8 +95,8 @@ void compress_backward(const P& p, basic_workspace<S>& w, const compressor_param
 }
 
 /// Takes the projections (rows of kv and gate, the first at `position`) of the next tokens of one sequence,
-/// appends the entries that they complete to the cache, and remembers what later entries need (specification,
-/// section 6). Entry i is the pool of group i, finished.
+/// appends the entries that they complete to the cache, and remembers what later entries need
+/// (docs/blocks/kv-compressor.md). Entry i is the pool of group i, finished.
 template <class T, space S, class W, policy P, class Rounding>
 void compress(const P& p, basic_workspace<S>& w, const compressor_parameters<T, S, W>& parameters,
               const rope_frequencies& frequencies, double norm_eps, bool overlap, std::int64_t position,

@@ -107,7 +107,7 @@ void run_experts(const P& p, basic_workspace<S>& w,
 }
 }  // namespace detail
 
-/// y = shared(x) + sum over the chosen experts (specification, section 8). `tokens` are read in hash layers.
+/// y = shared(x) + sum over the chosen experts (docs/blocks/moe.md). `tokens` are read in hash layers.
 /// `context` keeps what moe_backward needs; an empty y then is not computed. y is not x.
 template <moe_config M, numerics_config Q, class T, space S, policy P>
 void moe(const P& p, basic_workspace<S>& w, const moe_parameters<T, Q, S>& parameters,

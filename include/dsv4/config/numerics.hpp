@@ -18,7 +18,7 @@ enum class weight_format : std::uint8_t {
   mxfp4,  ///< E2M1, one scale per 1 x 32
 };
 
-/// A compile-time policy of the model (specification, section 9). Norms, sinks, biases and mHC parameters are
+/// A compile-time policy of the model (docs/numeric-types.md). Norms, sinks, biases and mHC parameters are
 /// always in the model's scalar type.
 struct numerics_config {
   weight_format wide = weight_format::scalar;  ///< embedding, head, router, compressors, indexer head weights

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// How a model's weights lie in a released checkpoint: names, dtypes and shapes (specification, section 12).
+/// How a model's weights lie in a released checkpoint: names, dtypes and shapes (docs/checkpoints.md).
 /// Told once, for loading, saving and planning.
 #pragma once
 

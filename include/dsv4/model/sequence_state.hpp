@@ -81,8 +81,8 @@ class sequence_state {
     newest_ = saved.newest_, mtp_newest_ = saved.mtp_newest_;
   }
 
-  /// Bytes of window rows, compressed entries and index keys that the stored tokens occupy (specification,
-  /// section 10, without compressor tails), in the storage type `T`.
+  /// Bytes of window rows, compressed entries and index keys that the stored tokens occupy (docs/cost.md,
+  /// without compressor tails), in the storage type `T`.
   std::int64_t bytes() const {
     std::int64_t sum = 0;
     for (int i = 0; i < layers; ++i) sum += attention_cache<T, S>::bytes(C.attention, C.kind(i), position(i));

@@ -192,7 +192,7 @@ struct training {
   }
 
   /// X_i = h_proj norm(X^trunk_i) + e_proj norm(embedding of the next token), for every stream i
-  /// (specification, section 11). `e` and `normed` are left as the projections read them.
+  /// (docs/blocks/mtp.md). `e` and `normed` are left as the projections read them.
   template <policy P>
   static void mtp_input(const P& p, basic_workspace<S>& w, const weights& m, const inputs& in,
                         const context& c) requires(C.num_nextn_predict_layers > 0) {

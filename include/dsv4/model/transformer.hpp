@@ -96,8 +96,8 @@ struct transformer {
   }
 
   /// Drafts: from the trunk's `streams` (N, n, D) of positions t and the tokens of positions t + 1, the
-  /// logits of position t + 2 (specification, section 11). Segments continue at their state's mtp_length(),
-  /// which must stay within length(). `out.streams` are the block's own, the input of a further draft.
+  /// logits of position t + 2 (docs/blocks/mtp.md). Segments continue at their state's mtp_length(),
+  /// which must stay within length(). `out.streams` are the block's own.
   template <policy P>
   static void draft(const P& p, basic_workspace<S>& w, const model_parameters<T, Q, S>& weights,
                     const inputs& in, tensor_view<const T, S> streams,

@@ -30,7 +30,7 @@ struct block_scaled {
   static constexpr scale_rule rule = Rule;
   static constexpr bool packed = std::same_as<Element, e2m1>;
   /// What a scale is computed from at least: activations keep the kernels' 1e-4, all else 2^-126 times the
-  /// largest element, so that no block of zeros divides by zero (specification, section 9).
+  /// largest element, so that no block of zeros divides by zero (docs/numeric-types.md).
   static constexpr double smallest_amax =
       Rows == 1 && !packed ? 1e-4 : static_cast<double>(Element::max()) * 0x1p-126;
 

@@ -14,7 +14,7 @@
 
 namespace dsv4 {
 /// Entry i pools the tokens of group i, and with `overlap` also those of group i - 1, by a softmax over
-/// tokens taken separately for every channel (specification, section 6):
+/// tokens taken separately for every channel (docs/blocks/kv-compressor.md):
 ///   without overlap   y_i[f] = sum_t softmax_t(gate_t[f] + bias[t mod m, f]) kv_t[f],   t in group i
 ///   with overlap      the projections are 2D wide; group i - 1 enters with its first D channels, group i
 ///   with its

@@ -11,7 +11,7 @@
 #include <vector>
 
 namespace dsv4 {
-/// x[t, i, :] = table[tokens[t], :] for each of the n streams i (specification, section 2).
+/// x[t, i, :] = table[tokens[t], :] for each of the n streams i (docs/blocks/hyper-connections.md).
 /// The table may be stored narrower (`W`). Throws contract_error when a token id is outside [0, V).
 /// backward: dtable[v, :] += sum_{t: tokens[t] = v} sum_i dx[t, i, :], in the order of t, then i.
 template <class T, space S = space::host, class W = T>

@@ -12,7 +12,7 @@
 #include <vector>
 
 namespace dsv4 {
-/// The coefficients of one site from the projections z = fn . vec(X) (specification, section 3):
+/// The coefficients of one site from the projections z = fn . vec(X) (docs/blocks/hyper-connections.md):
 ///   rho = 1 / sqrt(mean(X^2) + norm_eps) over all n D channels; h = z rho scale + base, per segment;
 ///   pre_i = sigmoid(h_i) + eps, post_i = 2 sigmoid(h_{n+i}), comb = sinkhorn(h_{2n + n j + k}):
 ///   softmax over k, + eps; divide columns by (sum_j + eps); then iters - 1 times rows, columns.

@@ -13,7 +13,7 @@
 namespace dsv4 {
 /// I[t, s] = sum_h weights[t, h] max(0, q[t, h, :] . keys[s, :]) over the entries s visible to query t, those
 /// with (s + 1) * ratio <= position + 1, position = first_position + t. selected[t, :] holds the k entries of
-/// largest I in ascending order of s, ties to the lower s; -1 fills the tail (specification, section 7).
+/// largest I in ascending order of s, ties to the lower s; -1 fills the tail (docs/blocks/kv-compressor.md).
 /// Scores are never kept for all (t, s) at once. The scale dim^-1/2 heads^-1/2 does not change the order and
 /// is left out.
 template <class T, space S = space::host>

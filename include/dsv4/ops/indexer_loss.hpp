@@ -15,7 +15,7 @@
 
 namespace dsv4 {
 /// Over S_t, the entries `selected[t, :]` (-1 is none; the sparse stage) or, without, all that are complete
-/// at position first_position + t (the dense warm-up; specification of the training side, section 4):
+/// at position first_position + t (the dense warm-up; docs/training.md):
 ///   A[t, h, s] = e^{scale q[t, h] . compressed[s]} / (sum over S_t of the same + e^{sinks[h]}), the sink
 ///   only
 ///                when `target_includes_sink`: heads that mostly look at it then weigh less;

@@ -28,7 +28,7 @@ void expect_same_extents(std::string_view op, const M& m, const X& x) {
 }  // namespace detail
 
 /// quantised = x in format `F`: per block s = scale(max |x|) and code = element(x / s), to the nearest, ties
-/// to even (specification, section 9). A block with a NaN or an infinity becomes NaN altogether.
+/// to even (docs/numeric-types.md). A block with a NaN or an infinity becomes NaN altogether.
 template <block_format F, class T, space S = space::host>
 struct quantise {
   static constexpr space memory = S;

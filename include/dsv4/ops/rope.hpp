@@ -20,7 +20,7 @@ struct rope_frequencies {
 };
 
 /// value[i] = theta^(-2i/dim), slowed by `yarn_factor` where the wavelength is long compared with
-/// `original_max_position_embeddings` (specification, section 4). Factor 1 leaves them as they are.
+/// `original_max_position_embeddings` (docs/blocks/attention.md). Factor 1 leaves them as they are.
 inline rope_frequencies make_rope_frequencies(int dim, double theta, const rope_config& yarn) {
   rope_frequencies f;
   f.pairs = dim / 2;

@@ -13,9 +13,10 @@
 
 namespace dsv4 {
 /// s = sqrt(softplus(logits)). Experts: the k of largest s + bias (ties to the lower index) or, with a table,
-/// row tokens[t] of it. weights[t, j] = factor s[e_j] / sum_j s[e_j], from the unbiased s (specification,
-/// section 8). Where every s underflows to 0 the weights are 0. Give either `bias` or `table` and `tokens`.
-/// Throws contract_error when a token id is outside the table or an entry of the table is no expert.
+/// row tokens[t] of it. weights[t, j] = factor s[e_j] / sum_j s[e_j], from the unbiased s
+/// (docs/blocks/moe.md). Where every s underflows to 0 the weights are 0. Give either `bias` or `table` and
+/// `tokens`. Throws contract_error when a token id is outside the table or an entry of the table is no
+/// expert.
 /// backward: the choice is a constant, and no gradient reaches the bias. With g = weights, s' = softplus,
 /// tau_t = sum_j dweights[t, j] g[t, j] and D = sum_j s[e_j], for every chosen e_j
 ///   dlogits[t, e_j] = 1/2 (factor dweights[t, j] - tau_t) (s[e_j] / D) (sigmoid / softplus)(logits[t, e_j]),

@@ -15,7 +15,7 @@
 namespace dsv4 {
 /// For query t at position p = first_position + t, head h, over the rows j of its candidate set J_t:
 ///   o[t, h, :] = sum_j e^{s_j} k_j / (sum_j e^{s_j} + e^{sinks[h]}),   s_j = scale q[t, h, :] . k_j,
-/// keys being the values too (specification, section 5). J_t is the last `window` positions up to p, from
+/// keys being the values too (docs/blocks/attention.md). J_t is the last `window` positions up to p, from
 /// `local` (row r is position first_local + r), and compressed entries: `selected[t, :]` (-1 is none) when
 /// given, else all those complete at p, (j + 1) * ratio <= p + 1. Scores of a query are the only temporaries.
 /// backward, with p_j = e^{s_j - lse}, lse the logarithm of the sum above, and delta = do . o, per query,

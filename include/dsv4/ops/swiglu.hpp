@@ -13,7 +13,7 @@
 namespace dsv4 {
 /// h[r, i] = silu(min(gate[r, i], limit)) clip(up[r, i], -limit, limit) row_weight[r]; row_weight is 1 when
 /// empty (the shared expert). The gate has no lower clamp. The clamp comes before the product, the weight
-/// before the down-projection (specification, section 8). h may be gate.
+/// before the down-projection (docs/blocks/moe.md). h may be gate.
 /// backward, with a = min(gate, limit), b = clip(up), s = sigmoid(a), w = row_weight:
 ///   dgate = [gate <= limit] dh w b s (1 + a (1 - s)),   dup = [|up| <= limit] dh w a s,
 ///   drow_weight = sum_i dh a s b.   At the limit itself the gradient flows. dgate may be dh.

@@ -48,7 +48,7 @@ struct training_report {
 /// Weights, gradients and optimiser state of a run, in memory space `S`. What a step does depends on these,
 /// the dataset, the options and the step's number alone: bit for bit the same for any number of threads, and
 /// after a resume. With narrow storage in `Q`, the master weights are in T, each step rounds them, and
-/// gradients pass the rounding unchanged (training side of the specification, section 8).
+/// gradients pass the rounding unchanged (docs/training.md).
 ///
 /// On a device the host waits once a micro-batch, for its losses, and once a step, for the gradients' norm:
 /// whether there is a step, and by what factor, is decided there.
