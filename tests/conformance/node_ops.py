@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every op of the suite in float64 NumPy, written from docs/conformance.md and the specification, not from the C++.
+"""Every op of the suite in float64 NumPy, written from docs/conformance.md and the blocks' pages, not from the C++.
 
 OPS[op](inputs by role, parameters) -> outputs by role. Gradients are central differences of the same functions.
 """

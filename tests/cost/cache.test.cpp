@@ -20,7 +20,7 @@ TEST_CASE("cost cache: bytes of entries") {
   CHECK(cost::cache_formats::float32.entry_bytes(a) == 2048);
 }
 
-TEST_CASE("cost cache: bytes per token at a million (specification, section 14)") {
+TEST_CASE("cost cache: bytes per token at a million") {
   const std::int64_t n = 1'000'000;
   const auto check = [&](const model_config& c, double per_token, double gigabytes, double share,
                          double less) {

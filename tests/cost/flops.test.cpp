@@ -14,7 +14,7 @@ namespace {
 double giga(std::int64_t n) { return double(n) * 1e-9; }
 }  // namespace
 
-TEST_CASE("cost flops: one token at 2^20, by arithmetic (specification, section 14)") {
+TEST_CASE("cost flops: one token at 2^20, by arithmetic") {
   const auto check = [](const cost::flop_count& f, double fp4, double fp8, double bf16, double index,
                         double core, double raw) {
     // The table has one digit behind the point.

@@ -103,7 +103,7 @@ TEST_CASE("newton_schulz: rows of large matrices become orthonormal, in bf16 and
     }
 }
 
-// The specification's table (1.2). a I + B is rounded in every step, by at most half an ulp of what lies
+// What singular values become. a I + B is rounded in every step, by at most half an ulp of what lies
 // between 2 and 4, relatively 2^-11.
 TEST_CASE("newton_schulz: what a singular value becomes, in the Gram form in half precision") {
   struct row {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The whole model on the GPU, in double, against the float64 specification: multi-token prediction, Hadamard
-// and FP4, FP8 KV, all formats of the released models. Tolerance 1e-9, as in tests/model/oracle.test.cpp.
+// The whole model on the GPU, in double, against the float64 NumPy of tests/oracle: multi-token prediction,
+// Hadamard and FP4, FP8 KV, all formats of the released models. Tolerance 1e-9, as in
+// tests/model/oracle.test.cpp.
 #include "support/device.cuh"
 #include "support/oracle.hpp"
 #include <dsv4/cuda.cuh>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the public peer lacks, against the float64 specification in tests/oracle: multi-token prediction, the
+// What the public peer lacks, against the float64 NumPy of tests/oracle: multi-token prediction, the
 // indexer's Hadamard transform and FP4, FP8 KV entries, all round trips of the released models, odd widths.
 // Weights come from the rule of initialise_by_name, so that the files hold outputs only. Tolerance 1e-9: two
 // float64 programs that sum in different orders, logits below 100.

@@ -215,7 +215,7 @@ TEST_CASE("reset: a short prompt after a long one reads no stale rows") {
   CHECK(here.extend(s, 0, 3) == here.whole(3));
 }
 
-TEST_CASE("cache bytes are those of the specification") {
+TEST_CASE("cache bytes are those of the formulas") {
   // Section 10: the window's rows, an entry per complete group, an index key per CSA entry.
   world<double, exec::cpu> here(exec::cpu(1), 50);
   world<double, exec::cpu>::state s;

@@ -118,7 +118,7 @@ TEST_CASE("quantise: OCP's scale is the floor of log2, less the exponent of 6") 
     CHECK(mxfp4_ocp::scale(amax).exponent() == exponent);
 }
 
-TEST_CASE("quantise: where the two rules differ (specification of the training side, 8.3)") {
+TEST_CASE("quantise: where the two rules differ (docs/numeric-types.md)") {
   // The largest value of a block, what is stored of it by the ceiling rule, and by OCP's.
   for (const auto& [amax, ceil, floor] :
        {std::array{6.1f, 6.0f, 6.0f}, {7, 8, 6}, {7.9f, 8, 6}, {12.1f, 12, 12}, {5, 4, 4}}) {
@@ -229,7 +229,7 @@ TEST_CASE("quantise: FP8 weights have one scale per 128 by 128, those at the end
 }
 
 TEST_CASE("quantise: a key-value entry keeps its rotated dims, an index key goes through Hadamard first") {
-  // Seven groups of 64 with a scale each, then 64 dims that are not touched (specification, 9.3).
+  // Seven groups of 64 with a scale each, then 64 dims that are not touched (docs/numeric-types.md).
   std::vector<float> entry(512, 0.3f);
   for (int g = 0; g < 7; ++g) entry[static_cast<std::size_t>(64 * g)] = std::ldexp(448.0f, g);
   matrix_view<float> row(entry.data(), 1, 512);

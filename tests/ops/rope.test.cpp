@@ -40,9 +40,7 @@ TEST_CASE(
   for (int i = 0; i < 32; ++i) {
     CHECK(sliding.value[i] == Catch::Approx(std::pow(10000.0, -2.0 * i / 64)).epsilon(1e-13));
     const double plain = std::pow(160000.0, -2.0 * i / 64);
-    const double ramp = i <= 15   ? 0
-                        : i >= 25 ? 1
-                                  : (i - 15) / 10.0;  // specification, section 4: low 15, high 25
+    const double ramp = i <= 15 ? 0 : i >= 25 ? 1 : (i - 15) / 10.0;  // YaRN between dimensions 15 and 25
     CHECK(csa.value[i] == Catch::Approx(plain * (1 - ramp) + plain / 16 * ramp).epsilon(1e-13));
     CHECK(hca.value[i] == csa.value[i]);
   }

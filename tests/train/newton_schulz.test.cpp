@@ -80,7 +80,7 @@ double root_mean_square(const buffer<float>& b) {
 }
 }  // namespace
 
-TEST_CASE("newton_schulz: what a singular value becomes (specification, 1.2)") {
+TEST_CASE("newton_schulz: what a singular value becomes") {
   struct row {
     double sigma, jordan, after8, after9, after10;
   };
@@ -115,7 +115,7 @@ TEST_CASE("newton_schulz: what a singular value becomes (specification, 1.2)") {
   }
 }
 
-TEST_CASE("newton_schulz: the two polynomials (specification, 1.2)") {
+TEST_CASE("newton_schulz: the two polynomials") {
   const auto& first = newton_schulz_hybrid[0];
   const auto& second = newton_schulz_hybrid[9];
   CHECK(first(1) == Catch::Approx(0.701).epsilon(1e-14));

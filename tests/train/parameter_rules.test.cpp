@@ -76,7 +76,7 @@ TEST_CASE("parameter_rules: AdamW takes the embedding, the head, vectors and tab
   CHECK(rule("layers.1.ffn.gate.tid2eid", {129280, 6}).rule == update_rule::frozen);
 }
 
-TEST_CASE("parameter_rules: Muon takes logical matrices (specification, 1.4)") {
+TEST_CASE("parameter_rules: Muon takes logical matrices") {
   // Whole matrices, not one per head.
   CHECK(rule("layers.0.attn.wq_b.weight", {32768, 1024}).rows == rows{32768});
   CHECK(rule("layers.0.ffn.gate.weight", {256, 4096}).rows == rows{256});

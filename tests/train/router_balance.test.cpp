@@ -75,7 +75,7 @@ TEST_CASE("router_balance: loads and their statistics") {
   CHECK_THROWS_WITH(count_loads({experts, 3, 2}, {three, 3}), contains("count_loads: experts[2]"));
 }
 
-TEST_CASE("router_balance: biases bring a skewed router to balance (specification, 13)") {
+TEST_CASE("router_balance: biases bring a skewed router to balance") {
   const std::int64_t rows = 512, experts = 8, k = 2;
   auto logits = random<double>(rows * experts, 5);
   for (std::int64_t i = 0; i < logits.size(); ++i) logits[i] += 0.3 * double(i % experts);

@@ -110,7 +110,7 @@ best search(method how) {
 }
 }  // namespace
 
-TEST_CASE("muon learns a teacher better than AdamW, at the same learning rate (specification, 13)") {
+TEST_CASE("muon learns a teacher better than AdamW, at the same learning rate") {
   const best adam = search(method::adamw), hybrid = search(method::muon);
   INFO("AdamW " << adam.loss << " at 2^" << adam.power << ", Muon " << hybrid.loss << " at 2^"
                 << hybrid.power);

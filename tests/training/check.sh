@@ -51,6 +51,8 @@ expect_error() {
 expect_error "does not exist" "$work/nowhere"
 expect_error "float32 with --residual plain" "$work/text" --out "$work/plain" --residual plain --numerics v4_released
 expect_error "required.data" "$work/log.csv" --out "$work/whole" --resume "${how[@]}"
+expect_error "required.--rate" "$work/text" --out "$work/whole" --resume --rate 0.03 "${how[@]}"
+expect_error "a folder without saved states, or --resume" "$work/text" --out "$work/whole" "${how[@]}"
 expect_error "required.optimizer" "$work/text" --out "$work/whole" --resume --optimizer adamw "${how[@]}"
 if CUDA_VISIBLE_DEVICES='' "$train" "$work/text" --out "$work/gpu" --device cuda 2> "$work/err"; then fail "--device cuda without a GPU"; fi
 grep -qE "expected (a program built with DSV4_CUDA=ON|a GPU|an NVIDIA driver|a driver for CUDA)" "$work/err" ||
