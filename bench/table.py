@@ -21,7 +21,7 @@ def load(path):
     """{(program, name): benchmark} of all programs, and what they say about the machine."""
     path = pathlib.Path(path)
     files = sorted(path.glob("bench_*.json")) if path.is_dir() else [path]
-    if not files:
+    if not path.exists() or not files:
         sys.exit(f"{path}: no results")
     found, contexts = {}, []
     for file in files:
@@ -31,6 +31,8 @@ def load(path):
             content = json.loads(file.read_text())
         except ValueError as failure:
             sys.exit(f"{file}: {failure}")
+        if "benchmarks" not in content:
+            sys.exit(f"{file}: not a result of Google Benchmark")
         contexts.append(content["context"])
         for b in content["benchmarks"]:
             if b.get("run_type") != "aggregate":

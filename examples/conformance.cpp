@@ -60,9 +60,19 @@ int check(const fs::path& suite, const fs::path& dump, precision p, bool quiet) 
   }
   for (const refused_file& r : c.accepted(dump))
     std::cout << r.file << ": was not refused; " << r.why << " (rows " << joined(r.rows) << ")\n", ++wrong;
-  std::cout << reports.size() << " dumps, " << tensors << " tensors compared, " << wrong
-            << " dumps leave the path\n";
-  return wrong ? 1 : 0;
+  int strangers = 0;  // misspelt, perhaps
+  for (const auto& entry : fs::recursive_directory_iterator(dump)) {
+    const std::string file = fs::relative(entry.path(), dump).generic_string();
+    const auto is_its = [&](const report& r) {
+      return file ==
+             (r.run.empty() ? "ops/" + r.vector : "models/" + r.vector + '/' + r.run) + ".safetensors";
+    };
+    if (entry.path().extension() == ".safetensors" && std::ranges::none_of(reports, is_its))
+      std::cout << file << ": belongs to no vector of the suite\n", ++strangers;
+  }
+  std::cout << reports.size() << " runs and vectors, " << tensors << " tensors compared, " << wrong
+            << " leave the path\n";
+  return wrong || strangers ? 1 : 0;
 }
 
 /// Whether two dumps have the same files with the same bytes.
@@ -109,8 +119,9 @@ int main(int argc, char** argv) {
   auto* check_ = app.add_subcommand("check", "compare an engine's dump with the suite");
   check_->add_option("suite", suite, "folder of the suite")->required();
   check_->add_option("dump", first, "folder of the dump")->required();
-  check_->add_option("--precision", p, "what the engine computes in: f64, f32 or bf16")
-      ->transform(CLI::CheckedTransformer(precisions, CLI::ignore_case));
+  check_->add_option("--precision", p, "what the engine computes in")
+      ->transform(CLI::CheckedTransformer(precisions, CLI::ignore_case)
+                      .description("f64, f32 (if not given) or bf16"));
   check_->add_flag("-q,--quiet", quiet, "print only what is wrong");
   auto* dump = app.add_subcommand("dump", "write what exec::cpu computes in float from the suite");
   dump->add_option("suite", suite, "folder of the suite")->required();

@@ -65,6 +65,7 @@ int main(int argc, char** argv) {
   CLI::App app{"What a DeepSeek-V4 configuration costs: parameters, FLOPs, caches, training memory"};
   std::string name = "v4_flash", config, folder;
   std::int64_t context = 1'000'000, tokens = 4096;
+  app.option_defaults()->always_capture_default();
   app.add_option("--model", name, "v4_flash, v4_pro, v4_bench or v4_nano")->check(CLI::IsMember(presets));
   app.add_option("--config", config, "a config.json instead");
   app.add_option("--context", context, "tokens of context")

@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   CLI::App app{
       "Grows specialists in three small tasks by fine-tuning and GRPO, "
       "merges them into one student by on-policy distillation, and prints what each can do."};
+  app.option_defaults()->always_capture_default();
   app.add_option("--seeds", seeds, "how often, each time with other weights and problems")
       ->check(CLI::PositiveNumber);
   app.add_option("--first-seed", first_seed, "the first of them");
@@ -45,7 +46,6 @@ int main(int argc, char** argv) {
     std::cout << text;
     if (!table.empty()) distill::write_table(table, text);
   } catch (const std::exception& failure) {
-    std::cerr << "dsv4-distill: " << failure.what() << '\n';
-    return 1;
+    return runner::failed("dsv4-distill", failure);
   }
 }

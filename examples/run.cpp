@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   std::string config = "v4_nano", prompt_file;
   bool dump_config = false;
   CLI::App app{"Runs a DeepSeek-V4 model on the CPU, or on an NVIDIA GPU."};
+  app.option_defaults()->always_capture_default();
   app.add_option("model", options.model,
                  "directory with config.json, safetensors and, unless its tokens are bytes, "
                  "tokenizer.json; without it, a small embedded model is run");
@@ -105,7 +106,6 @@ int main(int argc, char** argv) {
     runner::catch_interrupts();
     return model.run(options);
   } catch (const std::exception& failure) {
-    std::cerr << "dsv4-run: " << failure.what() << '\n';
-    return 1;
+    return runner::failed("dsv4-run", failure);
   }
 }

@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   using training_program::options;
   options o;
   CLI::App app{"Trains a small DeepSeek-V4 on a text, from nothing. Tokens are bytes."};
+  app.option_defaults()->always_capture_default();
   app.add_option("data", o.data, "the text")->check(CLI::ExistingFile);
   app.add_option(
       "-o,--out", o.out,
@@ -24,7 +25,7 @@ int main(int argc, char** argv) {
   app.add_option("--microbatch", o.microbatch, "rows that are in memory at once")->check(CLI::PositiveNumber);
   app.add_option("--row-tokens", o.row_tokens, "tokens in a row")->check(CLI::PositiveNumber);
   app.add_option("--separator", o.separator, "what stands between documents of the text");
-  app.add_option("--rate", o.rate, "peak learning rate");
+  app.add_option("--rate", o.rate, "peak learning rate; 0: 0.02, with AdamW alone 0.01");
   app.add_option("--decay", o.decay, "share of the updates in which the rate falls")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--dense-steps", o.dense_steps, "updates with dense attention, before the indexers select")
@@ -43,7 +44,8 @@ int main(int argc, char** argv) {
   app.add_option("--held-out-rows", o.held_out_rows, "rows of it")->check(CLI::PositiveNumber);
   app.add_option("--save-every", o.save_every, "updates between saved states")->check(CLI::PositiveNumber);
   app.add_option("--log", o.log, "write every update to this CSV file");
-  app.add_flag("--resume", o.resume, "go on from the newest saved state of --out");
+  app.add_flag("--resume", o.resume,
+               "go on from the newest saved state of --out; give the other options again");
   app.add_flag("--rules", o.rules, "print which rule trains which parameter, and stop");
   CLI11_PARSE(app, argc, argv);
   try {
@@ -65,7 +67,6 @@ int main(int argc, char** argv) {
     using dsv4::exec::cpu;
     return training_program::train_configuration(o.threads > 0 ? cpu(o.threads) : cpu(), o);
   } catch (const std::exception& failure) {
-    std::cerr << "dsv4-train: " << failure.what() << '\n';
-    return 1;
+    return runner::failed("dsv4-train", failure);
   }
 }

@@ -6,7 +6,10 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
+#include <exception>
+#include <iostream>
 #include <string>
+#include <string_view>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -22,6 +25,14 @@ inline void catch_interrupts() {
   sigaction(SIGINT, &action, nullptr);
 }
 inline bool interrupted() { return interrupted_flag != 0; }
+
+/// Says what went wrong, with the program's name before it, and gives its status.
+inline int failed(std::string_view program, const std::exception& failure) {
+  const std::string_view what = failure.what();
+  if (!what.starts_with(program)) std::cerr << program << ": ";
+  std::cerr << what << '\n';
+  return 1;
+}
 
 class stopwatch {
  public:

@@ -13,6 +13,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 
@@ -41,6 +42,7 @@ class Runs:
                        "--rate", f"{rate:g}", "--seed", str(seed), "--steps", str(steps), "--rows", str(ROWS), "--microbatch", str(ROWS),
                        "--row-tokens", str(ROW_TOKENS), "--evaluate-every", str(max(1, steps // 12)), "--held-out-rows", "32",
                        "--save-every", str(steps)]
+            shutil.rmtree(self.folder / name, ignore_errors=True)  # states of a run that was stopped
             with open(self.folder / f"{name}.log", "w") as err:
                 child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=err)
                 _, status, used = os.wait4(child.pid, 0)

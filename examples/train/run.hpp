@@ -15,8 +15,10 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
+#include <initializer_list>
 #include <limits>
 #include <string>
+#include <utility>
 
 namespace training_program {
 
@@ -133,7 +135,19 @@ int train(const P& p, const options& o) {
   state.require("configuration", detail::fnv1a64(io::config_to_json<C>()));
   state.require("data", data.fingerprint());
   state.require("optimizer", o.optimizer);
+  for (const auto& [option, value] : std::initializer_list<std::pair<const char*, std::string>>{
+           {"--row-tokens", std::to_string(o.row_tokens)},
+           {"--rows", std::to_string(o.rows)},
+           {"--separator", o.separator},
+           {"--seed", std::to_string(o.seed)},
+           {"--numerics", o.numerics},
+           {"--rate", std::to_string(o.rate)},
+           {"--decay", std::to_string(o.decay)},
+           {"--dense-steps", std::to_string(o.dense_steps)}})
+    state.require(option, value);
   const io::training_folder folder(o.out / "training");
+  if (!o.resume && !folder.steps().empty())
+    throw contract_error("dsv4-train", "--out", "a folder without saved states, or --resume", o.out.string());
   if (o.resume) {
     if (const auto step = folder.load_newest(state))
       std::fprintf(stderr, "resumed after step %lld\n", static_cast<long long>(*step));
