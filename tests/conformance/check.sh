@@ -29,7 +29,10 @@ awk '/of the tolerance/ { for (i = 1; i < NF; ++i) if ($i == "most" && $(i + 1) 
 cp "$work/dump/models/released/whole.safetensors" "$work/dump/models/mixed/padded_left.safetensors"
 if "$program" check "$work/suite" "$work/dump" -q > "$work/out"; then fail "a wrong dump passes"; fi
 grep -q "^mixed, padded_left: leaves the path at packed.logits" "$work/out" || { cat "$work/out"; fail "the wrong dump is not named"; }
-rm "$work/dump/models/mixed/padded_left.safetensors"
+mv "$work/dump/models/mixed/padded_left.safetensors" "$work/dump/models/mixed/padded_lfet.safetensors"
+if "$program" check "$work/suite" "$work/dump" -q > "$work/out"; then fail "a file that nothing reads passes"; fi
+grep -q "^models/mixed/padded_lfet.safetensors: belongs to no vector" "$work/out" || { cat "$work/out"; fail "the misspelt file is not named"; }
+rm "$work/dump/models/mixed/padded_lfet.safetensors"
 echo '["refuse/overlap.safetensors"]' > "$work/dump/refused.json"
 if "$program" check "$work/suite" "$work/dump" -q > "$work/out"; then fail "a reader that accepts anything passes"; fi
 grep -q "refuse/unknown_dtype.safetensors: was not refused" "$work/out" || { cat "$work/out"; fail "the accepted file is not named"; }
