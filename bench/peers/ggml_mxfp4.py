@@ -84,6 +84,8 @@ def main():
     if sys.argv[1:2] == ["--ggml"]:
         print(ggml_seconds(*map(int, sys.argv[2:])))
         return
+    if importlib.util.find_spec("_pywhispercpp") is None:
+        sys.exit("no module _pywhispercpp: pip install --no-deps pywhispercpp")
     program = sys.argv[1] if len(sys.argv) > 1 else "build/bin/bench_stored_linear"
     for n in (1, 512):
         for o, k in SHAPES:

@@ -31,12 +31,14 @@ int print_plan(const options& o) {
   row("memory: narrow weights, mapped from the files", plan.mapped);
   row(("memory: caches of " + std::to_string(o.context) + " tokens").c_str(), caches);
   row("memory in all, without scratch", plan.owned + plan.mapped + caches);
-  const std::int64_t others = plan.owned + plan.mapped - experts + caches;
-  constexpr std::int64_t layers = C.num_hidden_layers(), k = C.moe.num_experts_per_tok;
-  const std::int64_t each =
-      experts / ((layers + C.num_nextn_predict_layers) * std::int64_t{C.moe.n_routed_experts});
-  row("  with --expert-memory for the experts of one token", others + layers * k * each);
-  row("  with --expert-memory for one expert (slow)", others + each);
+  if constexpr (block_format<typename storage_types<float, Q>::expert>) {  // others are not read by and by
+    const std::int64_t others = plan.owned + plan.mapped - experts + caches;
+    constexpr std::int64_t layers = C.num_hidden_layers(), k = C.moe.num_experts_per_tok;
+    const std::int64_t each =
+        experts / ((layers + C.num_nextn_predict_layers) * std::int64_t{C.moe.n_routed_experts});
+    row("  with --expert-memory for the experts of one token", others + layers * k * each);
+    row("  with --expert-memory for one expert (slow)", others + each);
+  }
   return 0;
 }
 
