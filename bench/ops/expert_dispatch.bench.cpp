@@ -32,6 +32,33 @@ struct batch {
 };
 
 const bool added[] = {
+    bench::at_every_size(
+        "expert_dispatch/backward", {bench::decode_rows, bench::prefill_rows},
+        [](benchmark::State& state, const model_config& c) {
+          const std::int64_t rows = state.range(0);
+          const batch b(c, rows);
+          b.dispatch();
+          const auto dx = bench::zeros(rows, c.hidden_size), dweights = bench::zeros(rows, b.k);
+          workspace scratch;
+          bench::measure(state, [&] {
+            expert_dispatch<float>::backward(bench::policy(), scratch, {b.x, b.experts, b.weights}, {b.order},
+                                             {b.sorted, b.weight_sorted}, {dx, dweights});
+          });
+          bench::report_floats(state, rows * (b.k + 1) * c.hidden_size);
+        }),
+    bench::at_every_size(
+        "expert_combine/backward", {bench::decode_rows, bench::prefill_rows},
+        [](benchmark::State& state, const model_config& c) {
+          const std::int64_t rows = state.range(0);
+          const batch b(c, rows);
+          b.dispatch();
+          const auto dy = bench::zeros(rows * b.k, c.hidden_size);
+          workspace scratch;
+          bench::measure(state, [&] {
+            expert_combine<float>::backward(bench::policy(), scratch, {b.sorted, b.order, b.x}, {b.x}, {dy});
+          });
+          bench::report_floats(state, rows * (b.k + 1) * c.hidden_size);
+        }),
     bench::at_every_size("expert_dispatch/forward", {bench::decode_rows, bench::prefill_rows},
                          [](benchmark::State& state, const model_config& c) {
                            const batch b(c, state.range(0));

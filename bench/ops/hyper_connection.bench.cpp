@@ -40,6 +40,17 @@ void expand(benchmark::State& state, const model_config& c) {
   bench::report_floats(state, rows * (2 * n + 1) * width);
 }
 
+void collapse_backward(benchmark::State& state, const model_config& c) {
+  const std::int64_t rows = state.range(0), n = c.hyper_connection.hc_mult, width = c.hidden_size;
+  const auto x = bench::random(rows, n, width), dx = bench::zeros(rows, n, width);
+  const auto pre = bench::random(rows, n), dpre = bench::zeros(rows, n), du = bench::random(rows, width);
+  workspace scratch;
+  bench::measure(state, [&] {
+    hyper_connection_collapse<float>::backward(bench::policy(), scratch, {x, pre}, {du}, {dx, dpre, true});
+  });
+  bench::report_floats(state, rows * (3 * n + 1) * width);
+}
+
 void gates_backward(benchmark::State& state, const model_config& c) {
   const hyper_connection_config& h = c.hyper_connection;
   const std::int64_t rows = state.range(0), n = h.hc_mult, width = c.hidden_size;
@@ -74,6 +85,8 @@ void expand_backward(benchmark::State& state, const model_config& c) {
 }
 
 const bool added[] = {
+    bench::at_every_size("hyper_connection_collapse/backward", {bench::decode_rows, bench::prefill_rows},
+                         collapse_backward),
     bench::at_every_size("hyper_connection_gates/backward", {bench::decode_rows, bench::prefill_rows},
                          gates_backward),
     bench::at_every_size("hyper_connection_expand/backward", {bench::decode_rows, bench::prefill_rows},
