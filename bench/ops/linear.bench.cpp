@@ -63,6 +63,21 @@ void batched_linear_float(benchmark::State& state, C c) {
   report(state, rows * groups, out, in, groups * out * in);
 }
 
+void batched_linear_backward(benchmark::State& state, C c) {
+  const attention_config& a = c.attention;
+  const std::int64_t groups = a.o_groups, out = a.o_lora_rank, in = bench::heads_width(c) / groups;
+  const std::int64_t rows = state.range(0);
+  if (bench::too_large(state, 8 * groups * out * in)) return;
+  const auto x = bench::random(rows, groups, in), weight = bench::random(groups, out, in),
+             dy = bench::random(rows, groups, out), dx = bench::zeros(rows, groups, in),
+             dweight = bench::zeros(groups, out, in);
+  workspace scratch;
+  bench::measure(state, [&] {
+    batched_linear<float>::backward(bench::policy(), scratch, {x, weight}, {dy}, {dx, dweight});
+  });
+  report(state, 2 * rows * groups, out, in, 3 * groups * out * in);
+}
+
 bench::array<std::int64_t, 1> even_offsets(std::int64_t experts, std::int64_t pairs) {
   auto offsets = bench::zeros<std::int64_t>(experts + 1);
   bench::spread_evenly(offsets.v, experts, pairs);
@@ -108,6 +123,7 @@ const bool added = [] {
                    [&s](benchmark::State& state, C c) { eigen_float(state, s, c); });
   }
   return bench::at_every_size("batched_linear/forward", rows, batched_linear_float) &&
+         bench::at_every_size("batched_linear/backward", rows, batched_linear_backward) &&
          bench::at_every_size("grouped_linear/forward", rows, grouped_linear_float) &&
          bench::at_every_size("grouped_linear/backward", rows, grouped_linear_backward);
 }();
