@@ -63,11 +63,7 @@ int check(const fs::path& suite, const fs::path& dump, precision p, bool quiet) 
   int strangers = 0;  // misspelt, perhaps
   for (const auto& entry : fs::recursive_directory_iterator(dump)) {
     const std::string file = fs::relative(entry.path(), dump).generic_string();
-    const auto is_its = [&](const report& r) {
-      return file ==
-             (r.run.empty() ? "ops/" + r.vector : "models/" + r.vector + '/' + r.run) + ".safetensors";
-    };
-    if (entry.path().extension() == ".safetensors" && std::ranges::none_of(reports, is_its))
+    if (entry.path().extension() == ".safetensors" && !std::ranges::count(reports, file, &report::file))
       std::cout << file << ": belongs to no vector of the suite\n", ++strangers;
   }
   std::cout << reports.size() << " runs and vectors, " << tensors << " tensors compared, " << wrong

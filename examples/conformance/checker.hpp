@@ -36,6 +36,7 @@ struct divergence {
 
 struct report {
   std::string vector, run;
+  std::string file;  ///< of the dump
   int compared = 0, missing = 0, unjudged = 0;
   double closest = 0;  ///< the largest difference over its tolerance
   std::string closest_tensor;
@@ -52,15 +53,16 @@ class checker {
   /// All files of `dump` that belong to a vector.
   std::vector<report> check(const fs::path& dump) const {
     std::vector<report> all;
-    for (const test_vector& v : suite_.vectors)
-      if (v.runs.empty()) {
-        if (fs::exists(dump / v.file)) all.push_back(check(v, nullptr, read_tensors(dump / v.file)));
-      } else {
-        for (const model_run& run : v.runs) {
-          const fs::path path = dump / fs::path(v.file).parent_path() / (run.name + ".safetensors");
-          if (fs::exists(path)) all.push_back(check(v, &run, read_tensors(path)));
-        }
-      }
+    const auto add = [&](const test_vector& v, const model_run* run, const fs::path& file) {
+      if (!fs::exists(dump / file)) return;
+      all.push_back(check(v, run, read_tensors(dump / file)));
+      all.back().file = file.generic_string();
+    };
+    for (const test_vector& v : suite_.vectors) {
+      if (v.runs.empty()) add(v, nullptr, v.file);
+      for (const model_run& run : v.runs)
+        add(v, &run, fs::path(v.file).parent_path() / (run.name + ".safetensors"));
+    }
     return all;
   }
 
@@ -80,7 +82,7 @@ class checker {
 
   /// One dump of one vector.
   report check(const test_vector& v, const model_run* run, const tensor_map& dump) const {
-    report r{v.name, run ? run->name : "", 0, 0, 0, 0, {}, {}, {}};
+    report r{v.name, run ? run->name : "", {}, 0, 0, 0, 0, {}, {}, {}};
     const tensor_map given = read_tensors(folder_ / v.file);
     const std::string prefix = run ? run->of : "";
     std::set<std::string, std::less<>> known, seen;
